@@ -1,0 +1,1 @@
+"""Policies: what samples responses and is trained to sample better ones."""

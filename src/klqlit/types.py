@@ -1,0 +1,207 @@
+"""The glossary: every record that passes between the parts, and the axes of its tensors.
+
+Axes: B rollouts, P prompt positions (padded on the left), T response positions (padded on the right),
+S = P + T, V vocabulary, H hidden size. Response index ``t`` runs over 0..T-1; entry ``t`` of any ``[B, T]``
+tensor belongs to state ``s_t = (x, y_1..y_t)`` and action ``a_t = y_{t+1}``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class Prompts:
+    """Prompts as text and as left-padded tokens, one row a rollout.
+
+    Attributes:
+        texts: the prompts as the policy sees them.
+        tokens: token ids; what stands where ``mask`` is False is never read.
+        mask: True at real tokens.
+        seeds: one random seed a row. A row's completion depends on its seed and on nothing else of the batch,
+            so that the split over ranks and chunks cannot change it.
+        columns: further columns of the rows, for reward functions and sample tables.
+    """
+
+    texts: list[str]
+    tokens: Int[Tensor, "B P"]
+    mask: Bool[Tensor, "B P"]
+    seeds: list[int]
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(kw_only=True, slots=True)
+class Sequences:
+    """Prompts with their responses as tokens: what a model is evaluated on."""
+
+    prompt_tokens: Int[Tensor, "B P"]
+    prompt_mask: Bool[Tensor, "B P"]
+    tokens: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def input_ids(self) -> Int[Tensor, "B S"]:
+        return torch.cat([self.prompt_tokens, self.tokens], dim=1)
+
+    @property
+    def attention_mask(self) -> Bool[Tensor, "B S"]:
+        return torch.cat([self.prompt_mask, self.mask], dim=1)
+
+    def select(self, rows: Int[Tensor, " N"]) -> "Sequences":
+        """The given rows, without the columns that are padding in all of them."""
+        prompt_mask, mask = self.prompt_mask[rows], self.mask[rows]
+        left = int((~prompt_mask.any(dim=0)).long().cumprod(dim=0).sum())
+        right = int(mask.any(dim=0).long().sum())
+        return Sequences(
+            prompt_tokens=self.prompt_tokens[rows, left:],
+            prompt_mask=prompt_mask[:, left:],
+            tokens=self.tokens[rows, :right],
+            mask=mask[:, :right],
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Sample:
+    """What the sampler returns: responses, and the log-probability of each token as it was drawn.
+
+    Attributes:
+        tokens: response tokens.
+        mask: True up to and including the token that ended the response.
+        logprobs: log-probability of each token under the sampling policy, nats; 0 where masked.
+        entropy: entropy of the sampling distribution at each position, nats; 0 where masked.
+        ended: True where EOS or a stop string ended the response, False where the length limit did.
+    """
+
+    tokens: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    logprobs: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+    ended: Bool[Tensor, " B"]
+
+
+@dataclass(kw_only=True, slots=True)
+class Completions:
+    """Prompts and completions as text and as tokens: what a reward scores.
+
+    Attributes:
+        prompts: prompt texts.
+        completions: completion texts, without EOS and without the stop string that ended them.
+        sequences: the same as tokens (here EOS and stop string are included: the policy chose them).
+        columns: further columns of the rows.
+    """
+
+    prompts: list[str]
+    completions: list[str]
+    sequences: Sequences
+    columns: dict[str, list[Any]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(kw_only=True, slots=True)
+class Rollout:
+    """Scored completions of one phase, all of them drawn by one version of the weights.
+
+    Attributes:
+        completions: prompts and completions.
+        logprobs: log-probabilities under the policy that sampled, nats.
+        ref_logprobs: log-probabilities under the reference policy, nats.
+        values: the critic's V(s_t).
+        entropy: entropy of the sampling distribution, nats.
+        rewards: r_{t+1}: the shaped score on the last real token, 0 elsewhere, or a reward per token.
+        scores: the reward as it came, before shaping (the sum over tokens where it is given per token).
+        ended: True where EOS or a stop string ended the response.
+        version: number of optimizer steps the weights had seen when they sampled.
+    """
+
+    completions: Completions
+    logprobs: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"]
+    entropy: Float[Tensor, "B T"]
+    rewards: Float[Tensor, "B T"]
+    scores: Float[Tensor, " B"]
+    ended: Bool[Tensor, " B"]
+    version: int
+
+    @property
+    def sequences(self) -> Sequences:
+        return self.completions.sequences
+
+    @property
+    def mask(self) -> Bool[Tensor, "B T"]:
+        return self.completions.sequences.mask
+
+
+@dataclass(kw_only=True, slots=True)
+class Experience:
+    """Responses with their targets: what a loss reads. Tensors only, so that a checkpoint can hold it.
+
+    Attributes:
+        sequences: prompts and responses as tokens.
+        logprobs: log-probabilities under the policy that sampled ("old"), nats.
+        ref_logprobs: log-probabilities under the reference policy, nats.
+        values: the critic's values when the rollout was sampled ("old").
+        advantages: what the algorithm's `targets` made of them.
+        returns: the regression target, likewise.
+    """
+
+    sequences: Sequences
+    logprobs: Float[Tensor, "B T"]
+    ref_logprobs: Float[Tensor, "B T"]
+    values: Float[Tensor, "B T"]
+    advantages: Float[Tensor, "B T"]
+    returns: Float[Tensor, "B T"]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def mask(self) -> Bool[Tensor, "B T"]:
+        return self.sequences.mask
+
+    def select(self, rows: Int[Tensor, " N"]) -> "Experience":
+        """The given rows, without the columns that are padding in all of them."""
+        sequences = self.sequences.select(rows)
+        width = sequences.tokens.shape[1]
+        per_token = [field.name for field in fields(self) if field.name != "sequences"]
+        return replace(self, sequences=sequences, **{name: getattr(self, name)[rows, :width] for name in per_token})
+
+
+@dataclass(kw_only=True, slots=True)
+class Minibatch:
+    """One micro-batch of an optimizer step.
+
+    Attributes:
+        experience: the rows.
+        tokens: response tokens of the whole optimizer step, over all micro-batches and ranks. Every per-token
+            loss is divided by it, so that the gradient does not depend on how the step is split.
+        version: version of the weights that sampled the rows.
+        step: optimizer steps taken since; ``version + step`` must equal the trainer's global step.
+    """
+
+    experience: Experience
+    tokens: int
+    version: int
+    step: int
+
+
+class Collector(Protocol):
+    """What the online data module asks of the algorithm."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt."""
+
+    def collect(self, prompts: Prompts) -> Experience:
+        """Sample, score and attach targets. `prompts` are this rank's; the result holds every rank's rows."""
