@@ -1,0 +1,82 @@
+"""A causal language model with its tokenizer: what the two supervised stages start from."""
+
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from klqlit.models.loading import check_vocabulary, disable_dropout, load_causal_lm, load_tokenizer
+from klqlit.models.policy import positions
+from klqlit.types import Sequences
+
+
+@final
+class LanguageModel:
+    """A causal language model and its tokenizer. Dropout is off.
+
+    Args:
+        path: local directory or hub name.
+        dtype: of the weights. Small learning rates are lost in the rounding of bfloat16 weights, so fine-tune in
+            "float32" and let the trainer's `precision: bf16-mixed` save the time.
+        attn_implementation: as in transformers; None for its default.
+        trust_remote_code: run code that comes with the model. Off unless you trust its author.
+        revision: branch, tag or commit on the hub.
+
+    Attributes:
+        path: where the model came from; a description where it was built in memory.
+        model: the model.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: the model or tokenizer cannot be loaded, or they do not belong together.
+    """
+
+    path: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str = "float32",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, revision=revision)
+        model = load_causal_lm(
+            path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        self._assemble(model, tokenizer, path)
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str = "a new model"
+    ) -> "LanguageModel":
+        """From a model and a tokenizer already in memory; `path` says in words where they came from."""
+        language_model = cls.__new__(cls)
+        language_model._assemble(model.train(), tokenizer, path)
+        return language_model
+
+    def _assemble(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+        check_vocabulary(tokenizer, model, path)
+        disable_dropout(model)
+        self.model, self.tokenizer, self.path = model, tokenizer, path
+
+
+def completion_logits(model: PreTrainedModel, sequences: Sequences) -> Float[Tensor, "B T V"]:
+    """Logits of the completion tokens: entry t scores the token at t. The LM head is skipped at prompt positions."""
+    output = model(
+        input_ids=sequences.input_ids,
+        attention_mask=sequences.attention_mask.long(),
+        position_ids=positions(sequences.attention_mask),
+        logits_to_keep=sequences.tokens.shape[1] + 1,
+        use_cache=False,
+    )
+    return output.logits[:, :-1]

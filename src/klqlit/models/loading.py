@@ -1,0 +1,249 @@
+"""Hugging Face models and tokenizers: read by local path or hub name, checked at once; and written.
+
+Weights are read from safetensors where the checkpoint has them, else by `torch.load(weights_only=True)`: no pickled
+object is ever built. Code that comes with a model runs only where `trust_remote_code` asks for it.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from safetensors import SafetensorError
+from torch import distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+# What transformers raises for files that are missing, malformed or need code that was not allowed to run.
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer at `path`.
+
+    Raises:
+        ValueError: it cannot be read, or has no EOS token: responses could never end.
+    """
+    check_model_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    except UNREADABLE as error:
+        raise ValueError(_unreadable("tokenizer", path, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {path!r} has no EOS token, so a response could never end: "
+            "set `eos_token` in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load_causal_lm(
+    path: str,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """The causal language model at `path`, in train mode.
+
+    Args:
+        path: local directory or hub name.
+        dtype: of the weights: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own.
+        attn_implementation: as in transformers; None for its default.
+        trust_remote_code: run code that comes with the model. Off unless you trust its author.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: the model cannot be read, or the checkpoint lacks some of its weights.
+    """
+    options = {"attn_implementation": attn_implementation, "revision": revision}
+    return _load(AutoModelForCausalLM, path, dtype, trust_remote_code, **options)
+
+
+def load_trunk(
+    path: str, *, dtype: str = "float32", trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedModel:
+    """The transformer at `path` without any head, in train mode.
+
+    Raises:
+        ValueError: as in `load_causal_lm`.
+    """
+    return _load(AutoModel, path, dtype, trust_remote_code, revision=revision)
+
+
+def load_reward_model(
+    path: str, *, dtype: str = "float32", trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedModel:
+    """The sequence-classification model with one output at `path`, in train mode.
+
+    Raises:
+        ValueError: as in `load_causal_lm`; or the model has not exactly one output, or its head was never trained.
+    """
+    config = _load_config(path, trust_remote_code, revision)
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{path!r} is no reward model: it has {config.num_labels} outputs, and a reward is one number; give a "
+            "sequence-classification model with num_labels=1, such as the reward-modelling stage exports"
+        )
+    return _load(AutoModelForSequenceClassification, path, dtype, trust_remote_code, revision=revision)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
+    """Every token id must have an embedding.
+
+    Raises:
+        ValueError: the tokenizer knows ids beyond the model's embedding rows.
+    """
+    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if highest >= rows:
+        raise ValueError(
+            f"the tokenizer of {path!r} gives token ids up to {highest}, but the model has {rows} embedding rows "
+            f"(ids 0 to {rows - 1}): they do not belong together; give the tokenizer the model was trained with, or "
+            "resize the model's embeddings"
+        )
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """True where both give the same ids to the same tokens (an added pad token aside)."""
+    ours, theirs = one.get_vocab(), other.get_vocab()
+    pads = {one.pad_token, other.pad_token}
+    return all(ours.get(token) == theirs.get(token) for token in (ours.keys() | theirs.keys()) - pads)
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Longest sequence the model has positions for, in tokens; None where nothing limits it."""
+    name = "max_position_embeddings"
+    return config.to_dict().get(config.attribute_map.get(name, name))
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout rate to 0, in modules, in the numbers attention reads, and in the configuration.
+
+    One set of weights is then one function, in train mode too.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_rates(vars(module))
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            _zero_rates(vars(module.config))
+
+
+def check_model_path(path: str) -> None:
+    """Tell a mistyped local path from a hub name before the hub is asked.
+
+    Raises:
+        ValueError: `path` can only be a local path, and there is nothing.
+    """
+    if not path:
+        raise ValueError(
+            "the model path is empty: give a local directory or a hub name such as 'EleutherAI/pythia-14m'"
+        )
+    local = path.startswith((".", "/", "~", os.sep)) or path.count("/") > 1
+    if local and not Path(path).is_dir():
+        raise ValueError(f"there is no model directory {path!r}: check the path (current directory: {os.getcwd()})")
+
+
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str, *, card: str) -> None:
+    """Write weights (safetensors), tokenizer, generation settings and model card.
+
+    All ranks must call it, since gathering sharded weights takes part of each; the first one writes. The directory
+    appears, or replaces an older one, complete: a reader never meets a half-written model.
+
+    Args:
+        model: what to save.
+        tokenizer: saved beside it.
+        directory: the directory to make; its parents are made too.
+        card: text of README.md.
+    """
+    several = distributed.is_available() and distributed.is_initialized()
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not several or distributed.get_rank() == 0:
+        target = Path(directory)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            fresh = Path(scratch) / "new"
+            if model.can_generate():
+                model.generation_config = _generation_config(tokenizer)
+            model.save_pretrained(fresh, state_dict=weights)
+            tokenizer.save_pretrained(fresh)
+            (fresh / "README.md").write_text(card, encoding="utf-8")
+            if target.exists():
+                target.rename(Path(scratch) / "old")
+            fresh.rename(target)
+    if several:
+        distributed.barrier()
+
+
+def _zero_rates(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
+            values[name] = 0.0
+
+
+def _load_config(path: str, trust_remote_code: bool, revision: str | None) -> PretrainedConfig:
+    check_model_path(path)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    except UNREADABLE as error:
+        raise ValueError(_unreadable("model", path, error)) from error
+
+
+def _load(auto: Any, path: str, dtype: str, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
+    check_model_path(path)
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    try:
+        model, info = auto.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+        )
+    except UNREADABLE as error:
+        raise ValueError(_unreadable("model", path, error)) from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"the checkpoint {path!r} lacks {len(missing)} weights of a {type(model).__name__} ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}), so they would be random: give a model that was trained and saved "
+            "in this form"
+        )
+    return model.train()
+
+
+def _unreadable(what: str, path: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if Path(path).is_dir():
+        return f"the {what} in {path!r} cannot be read: {reason}"
+    return (
+        f"{path!r} is neither a directory here nor a {what} the hub could give (no network, HF_HUB_OFFLINE set, or no "
+        f"such name): give the path of a local copy, for instance one made by `hf download {path}`. ({reason})"
+    )
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Sampling from the model as it is: transformers cuts to the 50 likeliest tokens unless told otherwise."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+    )
