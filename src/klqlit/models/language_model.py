@@ -1,6 +1,7 @@
 """A causal language model with its tokenizer: what the two supervised stages start from."""
 
-from typing import final
+from inspect import signature
+from typing import Any, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -70,13 +71,20 @@ class LanguageModel:
         self.model, self.tokenizer, self.path = model, tokenizer, path
 
 
+def model_inputs(model: PreTrainedModel, sequences: Sequences) -> dict[str, Any]:
+    """The arguments with which `model` reads whole sequences; padding on the left shifts no position."""
+    inputs = {
+        "input_ids": sequences.input_ids,
+        "attention_mask": sequences.attention_mask.long(),
+        "use_cache": False,
+    }
+    # ALiBi models, for one, read positions from the mask and take no position_ids.
+    if "position_ids" in signature(model.forward).parameters:
+        inputs["position_ids"] = positions(sequences.attention_mask)
+    return inputs
+
+
 def completion_logits(model: PreTrainedModel, sequences: Sequences) -> Float[Tensor, "B T V"]:
     """Logits of the completion tokens: entry t scores the token at t. The LM head is skipped at prompt positions."""
-    output = model(
-        input_ids=sequences.input_ids,
-        attention_mask=sequences.attention_mask.long(),
-        position_ids=positions(sequences.attention_mask),
-        logits_to_keep=sequences.tokens.shape[1] + 1,
-        use_cache=False,
-    )
-    return output.logits[:, :-1]
+    kept = sequences.tokens.shape[1] + 1
+    return model(**model_inputs(model, sequences), logits_to_keep=kept).logits[:, :-1]

@@ -217,10 +217,10 @@ def _load(auto: Any, path: str, dtype: str, trust_remote_code: bool, **options: 
         raise ValueError(_unreadable("model", path, error)) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
+        named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(
-            f"the checkpoint {path!r} lacks {len(missing)} weights of a {type(model).__name__} ({', '.join(missing[:3])}"
-            f"{', ...' if len(missing) > 3 else ''}), so they would be random: give a model that was trained and saved "
-            "in this form"
+            f"the checkpoint {path!r} lacks {len(missing)} weights of a {type(model).__name__} ({named}), so "
+            "they would be random: give a model that was trained and saved in this form"
         )
     return model.train()
 

@@ -1,0 +1,189 @@
+"""Rows from files and from the hub."""
+
+import csv
+import difflib
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from klqlit.data.source import Row, Split
+
+
+def read_rows(path: str, *, split: Split = "train", data_dir: str | None = None) -> list[Row]:
+    """All rows at `path`, as dicts.
+
+    Args:
+        path: a file (.json, .jsonl, .csv or .parquet, each plain or .gz), or a data set's name on the hub, or a
+            directory with a copy of it. A JSON list of strings becomes rows with the one column `prompt`.
+        split: which split of a data set on the hub; "validation" falls back to its "test". A file is one split.
+        data_dir: subdirectory of the data set on the hub, such as "helpful-base" of Anthropic/hh-rlhf.
+
+    Raises:
+        ValueError: nothing usable there; the message names the file, the line or row, and the way out.
+    """
+    file = Path(path).expanduser()
+    if file.is_file():
+        if data_dir is not None:
+            raise ValueError(
+                f"data_dir={data_dir!r} belongs to data sets on the hub, but {path!r} is a file: leave it out"
+            )
+        rows = _read_file(file)
+    elif file.is_dir() or not _looks_like_file(path):
+        rows = _read_hub(path, split, data_dir)
+    else:
+        raise ValueError(f"there is no data file {path!r}: check the path (current directory: {os.getcwd()})")
+    if not rows:
+        raise ValueError(f"the data file {path!r} holds no rows: give a file with at least one")
+    return rows
+
+
+def text(row: Row, column: str, where: str) -> str:
+    """The text in a row's column.
+
+    Args:
+        row: a row.
+        column: the column's name in the file.
+        where: file and row, for the message.
+
+    Raises:
+        ValueError: there is no such column, or it holds anything but text, or nothing but white space.
+    """
+    if column not in row:
+        raise ValueError(f"{where} has no column {column!r}; {_present(column, row)}")
+    value = row[column]
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: column {column!r} holds {value!r:.60} ({type(value).__name__}); it must hold text")
+    if not value.strip():
+        raise ValueError(f"{where}: column {column!r} is empty; remove the row or give it text")
+    return value
+
+
+def _present(column: str, row: Row) -> str:
+    near = difflib.get_close_matches(column, row, n=1, cutoff=0.0)
+    hint = f", of which {near[0]!r} comes nearest" if near else ""
+    return f"it has {', '.join(map(repr, row))}{hint}: say with `columns` which one to read"
+
+
+def _looks_like_file(path: str) -> bool:
+    return path.startswith((".", "/", "~", os.sep)) or path.count("/") > 1 or Path(path).suffix in {*READERS, ".gz"}
+
+
+def _read_file(file: Path) -> list[Row]:
+    suffixes = file.suffixes
+    packed = bool(suffixes) and suffixes[-1] == ".gz"
+    kind = "".join(suffixes[:-1][-1:] if packed else suffixes[-1:])
+    if kind not in READERS:
+        raise ValueError(
+            f"{str(file)!r} has the suffix {''.join(suffixes)!r}; data files end in {', '.join(READERS)}, each plain "
+            "or with .gz"
+        )
+    try:
+        content = gzip.decompress(file.read_bytes()) if packed else file.read_bytes()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"the data file {str(file)!r} cannot be read: {error}") from error
+    if not content.strip():
+        raise ValueError(f"the data file {str(file)!r} is empty: give a file with at least one row")
+    return READERS[kind](content, str(file))
+
+
+def _decode(content: bytes, file: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{file}, line {line}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+
+
+def _read_json(content: bytes, file: str) -> list[Row]:
+    try:
+        loaded = json.loads(_decode(content, file))
+    except json.JSONDecodeError as error:
+        hint = "; one object a line is JSON lines: name the file .jsonl" if error.msg == "Extra data" else ""
+        raise ValueError(
+            f"{file}, line {error.lineno}, column {error.colno}: broken JSON ({error.msg}){hint}"
+        ) from error
+    if not isinstance(loaded, list):
+        raise ValueError(f"{file} holds a JSON {type(loaded).__name__}; it must hold a list of objects or of strings")
+    return [_object(item, f"{file}, row {i}") for i, item in enumerate(loaded, start=1)]
+
+
+def _read_jsonl(content: bytes, file: str) -> list[Row]:
+    rows = []
+    # Not str.splitlines, which also breaks at characters that JSON allows inside a string.
+    for number, line in enumerate(_decode(content, file).split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(_object(json.loads(line), f"{file}, line {number}"))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}, column {error.colno}: broken JSON ({error.msg})") from error
+    return rows
+
+
+def _object(item: Any, where: str) -> Row:
+    if isinstance(item, str):
+        return {"prompt": item}
+    if not isinstance(item, dict):
+        raise ValueError(f"{where} is {item!r:.60} ({type(item).__name__}); every row must be an object or a string")
+    return item
+
+
+def _read_csv(content: bytes, file: str) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(_decode(content, file), newline=""), strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{file}, line {reader.line_num}: the row does not have the header's "
+                    f"{len(reader.fieldnames or [])} fields; quote fields that hold commas or line breaks"
+                )
+            # A nameless column is the index that a table was saved with.
+            rows.append({name: value for name, value in row.items() if name})
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {reader.line_num}: broken CSV ({error})") from error
+    return rows
+
+
+def _read_parquet(content: bytes, file: str) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"the data file {file!r} is not a readable parquet file: {error}") from error
+
+
+READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_hub(path: str, split: Split, data_dir: str | None) -> list[Row]:
+    # Imported here: it takes most of a second.
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        splits = datasets.load_dataset(path, data_dir=data_dir)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path!r} is neither a file here nor a data set the hub could give (no network, HF_HUB_OFFLINE set, or no "
+            f"such name): give the path of a local .jsonl, .json, .csv or .parquet file instead. ({reason})"
+        ) from error
+    return splits[_choose(split, splits, path)].to_list()
+
+
+def _choose(split: Split, splits: Iterable[str], path: str) -> str:
+    for name in ("train",) if split == "train" else ("validation", "test"):
+        if name in splits:
+            return name
+    raise ValueError(f"{path!r} has no split for {split}: it has {', '.join(splits)}; give a file of your own")
