@@ -97,12 +97,14 @@ class Completions:
         prompts: prompt texts.
         completions: completion texts, without EOS and without the stop string that ended them.
         sequences: the same as tokens (here EOS and stop string are included: the policy chose them).
+        ended: True where EOS or a stop string ended the response, False where the length limit did.
         columns: further columns of the rows.
     """
 
     prompts: list[str]
     completions: list[str]
     sequences: Sequences
+    ended: Bool[Tensor, " B"]
     columns: dict[str, list[Any]]
 
     def __len__(self) -> int:
@@ -121,7 +123,6 @@ class Rollout:
         entropy: entropy of the sampling distribution, nats.
         rewards: r_{t+1}: the shaped score on the last real token, 0 elsewhere, or a reward per token.
         scores: the reward as it came, before shaping (the sum over tokens where it is given per token).
-        ended: True where EOS or a stop string ended the response.
         version: number of optimizer steps the weights had seen when they sampled.
     """
 
@@ -132,7 +133,6 @@ class Rollout:
     entropy: Float[Tensor, "B T"]
     rewards: Float[Tensor, "B T"]
     scores: Float[Tensor, " B"]
-    ended: Bool[Tensor, " B"]
     version: int
 
     @property
@@ -199,6 +199,10 @@ class Minibatch:
 
 class Collector(Protocol):
     """What the online data module asks of the algorithm."""
+
+    @property
+    def prompt_limit(self) -> int | None:
+        """Longest prompt, in tokens, that leaves room for a response; None where there is no limit."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt."""

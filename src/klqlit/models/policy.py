@@ -1,1 +1,187 @@
 """Policies: what samples responses and is trained to sample better ones."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from klqlit.functional.logprobs import token_logprobs
+from klqlit.models.loading import (
+    check_vocabulary,
+    disable_dropout,
+    export,
+    load_causal_lm,
+    load_tokenizer,
+    max_positions,
+)
+from klqlit.types import Sequences
+
+
+@dataclass(kw_only=True, slots=True)
+class PolicyOutput:
+    """A policy's view of given responses.
+
+    Attributes:
+        logprobs: log pi(a_t|s_t), nats.
+        features: the trunk's last hidden state at s_t, for a critic that reads it; None where none was asked for.
+    """
+
+    logprobs: Float[Tensor, "B T"]
+    features: Float[Tensor, "B T H"] | None
+
+
+class Policy(nn.Module, ABC):
+    """A distribution over responses: pi(a|s) = softmax(logits / temperature)."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of token ids the policy can read."""
+
+    @property
+    @abstractmethod
+    def max_positions(self) -> int | None:
+        """Longest prompt and response together, in tokens; None where there is no limit."""
+
+    @abstractmethod
+    def forward(self, sequences: Sequences, *, temperature: float, features: bool = False) -> PolicyOutput:
+        """Log-probabilities of the response tokens."""
+
+    @abstractmethod
+    def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
+        """Logits ``[B, V]`` of the token that follows.
+
+        Args:
+            tokens: the tokens not yet in the cache: the prompts at first, then one token a row.
+            mask: True at real tokens, over everything read so far and `tokens`.
+            cache: None at first, then what the last call returned.
+        """
+
+    @abstractmethod
+    def save(self, directory: str, card: str) -> None:
+        """Write the policy as a directory that can be loaded again by path."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt.
+
+        Raises:
+            ValueError: a prompt has no token, or one outside the policy's vocabulary.
+        """
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise ValueError(f"the prompt {text!r} has no token; remove the row or give it text")
+            if max(row) >= self.vocab_size:
+                raise ValueError(
+                    f"the prompt {text[:60]!r} holds token id {max(row)}, but the policy's vocabulary ends at "
+                    f"{self.vocab_size - 1}: the tokenizer does not belong to this model"
+                )
+        return rows
+
+    def frozen_copy(self) -> "Policy":
+        """A copy that is never trained."""
+        return copy.deepcopy(self).requires_grad_(False)
+
+
+@final
+class LanguagePolicy(Policy):
+    """Any Hugging Face causal language model.
+
+    Dropout is off, so that one set of weights is one policy. The LM head is computed at response positions only.
+    The model's own generation settings (top-k, temperature) are not read: the `Sampler` decides.
+
+    Args:
+        path: local directory or hub name.
+        dtype: of the weights: "float32", "bfloat16", or "auto" for the checkpoint's own.
+        attn_implementation: as in transformers; None for its default.
+        trust_remote_code: run code that comes with the model. Off unless you trust its author.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: the model cannot be loaded, has no EOS token, or cannot compute logits at chosen positions.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str = "float32",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code, revision=revision)
+        self.model = load_causal_lm(
+            path,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        check_vocabulary(self.tokenizer, self.model, path)
+        disable_dropout(self.model)
+        accepted = signature(self.model.forward).parameters
+        if "logits_to_keep" not in accepted:
+            raise ValueError(
+                f"policy.path={path!r}: {type(self.model).__name__} cannot compute logits at chosen positions "
+                "(its forward has no `logits_to_keep`); choose a causal language model that can"
+            )
+        # ALiBi models, for one, read positions from the mask and take no position_ids.
+        self._takes_positions = "position_ids" in accepted
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_input_embeddings().num_embeddings
+
+    @property
+    def max_positions(self) -> int | None:
+        return max_positions(self.model.config)
+
+    def forward(self, sequences: Sequences, *, temperature: float, features: bool = False) -> PolicyOutput:
+        prompt, response = sequences.prompt_tokens.shape[1], sequences.tokens.shape[1]
+        predictors = torch.arange(prompt - 1, prompt + response - 1, device=sequences.tokens.device)
+        output = self.model(
+            input_ids=sequences.input_ids,
+            attention_mask=sequences.attention_mask.long(),
+            logits_to_keep=predictors,
+            output_hidden_states=features,
+            use_cache=False,
+            **self._positions(sequences.attention_mask, sequences.attention_mask.shape[1]),
+        )
+        return PolicyOutput(
+            logprobs=token_logprobs(output.logits.float(), sequences.tokens, temperature=temperature),
+            features=output.hidden_states[-1][:, predictors] if features else None,
+        )
+
+    def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
+        output = self.model(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **self._positions(mask, tokens.shape[1]),
+        )
+        return output.logits[:, -1].float(), output.past_key_values
+
+    def save(self, directory: str, card: str) -> None:
+        export(self.model, self.tokenizer, directory, card=card)
+
+    def _positions(self, mask: Bool[Tensor, "B S"], last: int) -> dict[str, Tensor]:
+        return {"position_ids": positions(mask)[:, -last:]} if self._takes_positions else {}
+
+
+def positions(mask: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Position of each real token among its row's real tokens, so that left padding does not shift a row."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,0 +1,293 @@
+"""What every online algorithm shares: models, rollouts, token-weighted losses, metrics."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import ExplainedVariance
+from transformers import PreTrainedTokenizerBase
+
+from klqlit.algorithms.checks import check_finite, check_first_rollout, check_fresh
+from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
+from klqlit.algorithms.optimization import Optimization
+from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
+from klqlit.functional.checks import check_tau
+from klqlit.metrics.means import Means
+from klqlit.metrics.rollout import RolloutMetrics
+from klqlit.metrics.stopwatch import Stopwatch
+from klqlit.models.critic import CriticFactory, SeparateCritic
+from klqlit.models.policy import Policy
+from klqlit.rewards.base import Reward
+from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
+from klqlit.rollout.gathering import gather
+from klqlit.rollout.sampling import Sampler
+from klqlit.rollout.scoring import checked_scores, critic_values, reference_logprobs
+from klqlit.types import Completions, Experience, Minibatch, Prompts, Rollout, Sample, Sequences
+from klqlit.version import __version__
+
+FROZEN = ("reference.", "reward.", "gold.")
+"""Parts of the module that are rebuilt from their own paths and never stand in a checkpoint."""
+
+
+class RLHFModule(L.LightningModule, ABC):
+    """Online RLHF with a token-level critic. A new objective is a final class with `targets` and `loss`.
+
+    Args:
+        policy: what is trained.
+        reward: what scores completions.
+        critic: makes the critic for the policy; a transformer of its own by default.
+        reference: pi_b of the KL penalty; None for a frozen copy of the policy as it starts.
+        gold: a second reward, only measured: the truth behind a learned reward, where it is known.
+        sampler: how responses are drawn.
+        shaping: changes to the rewards before the algorithm sees them.
+        optimization: learning rates and schedule.
+        tau: KL coefficient of the objective J = E[score - tau KL], positive.
+        scoring_batch_size: rows per forward pass of reference and critic outside training.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        reward: Reward,
+        critic: CriticFactory = SeparateCritic,
+        reference: Policy | None = None,
+        gold: Reward | None = None,
+        sampler: Sampler | None = None,
+        shaping: RewardShaping | None = None,
+        optimization: Optimization | None = None,
+        tau: float = 0.05,
+        scoring_batch_size: int = 64,
+    ) -> None:
+        super().__init__()
+        check_tau(tau)
+        self.policy = policy
+        self.critic = critic(policy)
+        # A policy that starts as its own reference must give KL 0 at first; one with a reference of its own need not.
+        self.starts_at_reference = reference is None
+        self.reference = policy.frozen_copy() if reference is None else reference.requires_grad_(False)
+        self.reward = reward
+        self.gold = gold
+        self.sampler = sampler or Sampler()
+        self.shaping = shaping or RewardShaping()
+        self.optimization = optimization or Optimization()
+        self.tau = tau
+        self.scoring_batch_size = scoring_batch_size
+        self.stopwatch = Stopwatch()
+        self.rollout_metrics = RolloutMetrics(tau=tau)
+        self.explained_variance = ExplainedVariance()
+        self.training_metrics = Means()
+        self.comparison_metrics = ComparisonMetrics(tau=tau)
+        self.phase_metrics: dict[str, float] = {}
+        self._reference_side: dict[int, Scored] = {}
+
+    @abstractmethod
+    def targets(self, rollout: Rollout) -> Experience:
+        """Advantages and returns from a rollout of the whole phase, all ranks' rows included; no gradient."""
+
+    @abstractmethod
+    def loss(
+        self, experience: Experience, logprobs: Float[Tensor, "B T"], values: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]:
+        """Per-token losses under the present `logprobs` and `values`, and per-token quantities to log by name.
+
+        The base weighs the tokens: return neither a mean nor a sum. Padding may hold any number.
+        """
+
+    # Collecting a phase --------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer."""
+        return self.policy.tokenizer
+
+    @property
+    def prompt_limit(self) -> int | None:
+        """Longest prompt, in tokens, that leaves room for a response."""
+        limit = self.policy.max_positions
+        return None if limit is None else limit - self.sampler.response_length
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt."""
+        return self.policy.encode(texts)
+
+    def collect(self, prompts: Prompts) -> Experience:
+        """Sample, score and attach targets, with the present weights."""
+        self.stopwatch.lap()
+        with torch.no_grad():
+            rollout = gather(self.roll_out(prompts))
+            shaped = self.shaping(rollout.rewards, rollout.completions.ended, rollout.mask)
+            rollout = replace(rollout, rewards=shaped)
+            if rollout.version == 0 and self.starts_at_reference:
+                check_first_rollout(rollout, tolerance=1e-4 if self._full_precision else 5e-2)
+            self._measure(rollout)
+            return self.targets(rollout)
+
+    def roll_out(self, prompts: Prompts) -> Rollout:
+        """This rank's completions with log-probabilities, values and raw scores; the rewards are not shaped yet."""
+        precision = self.trainer.precision_plugin.forward_context
+        with self.stopwatch("generation"), precision():
+            sample, completions = self._complete(self.policy, prompts)
+        with self.stopwatch("scoring"), precision():
+            scores = checked_scores(self.reward, completions)
+            how: dict[str, Any] = {"temperature": self.sampler.temperature, "size": self.scoring_batch_size}
+            return Rollout(
+                completions=completions,
+                logprobs=sample.logprobs,
+                ref_logprobs=reference_logprobs(self.reference, completions.sequences, **how),
+                values=critic_values(self.critic, self.policy, completions.sequences, **how),
+                entropy=sample.entropy,
+                rewards=place_scores(scores, sample.mask),
+                scores=total_scores(scores, sample.mask),
+                version=self.global_step,
+            )
+
+    def _complete(self, policy: Policy, prompts: Prompts) -> tuple[Sample, Completions]:
+        prompts = replace(prompts, tokens=prompts.tokens.to(self.device), mask=prompts.mask.to(self.device))
+        sample = self.sampler.sample(policy, prompts)
+        sequences = Sequences(
+            prompt_tokens=prompts.tokens, prompt_mask=prompts.mask, tokens=sample.tokens, mask=sample.mask
+        )
+        return sample, Completions(
+            prompts=prompts.texts,
+            completions=self.sampler.texts(policy, sample),
+            sequences=sequences,
+            ended=sample.ended,
+            columns=prompts.columns,
+        )
+
+    def _measure(self, rollout: Rollout) -> None:
+        """Metrics of the phase's rollout. It holds all ranks' rows, so that every rank computes the same."""
+        gold = self._gold_scores(rollout.completions)
+        self.rollout_metrics.update(rollout, gold)
+        mask = rollout.mask
+        rewards = kl_penalised_rewards(rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.tau)
+        returns = monte_carlo_returns(rewards, mask, gamma=1.0)
+        self.explained_variance.update(rollout.values[mask], returns[mask])
+        times = self.stopwatch.lap()
+        self.phase_metrics = self.rollout_metrics.compute() | {
+            "time/generation": times["generation"],
+            "time/scoring": times["scoring"],
+            "critic/explained_variance": float(self.explained_variance.compute()),
+            "critic/value": float(masked_mean(rollout.values, mask)),
+            "critic/return": float(masked_mean(returns, mask)),
+        }
+        self.rollout_metrics.reset()
+        self.explained_variance.reset()
+
+    def _gold_scores(self, completions: Completions) -> Float[Tensor, " B"] | None:
+        if self.gold is None:
+            return None
+        return total_scores(checked_scores(self.gold, completions, "gold"), completions.sequences.mask)
+
+    @property
+    def _full_precision(self) -> bool:
+        return self.trainer.precision == "32-true" and next(self.policy.parameters()).dtype == torch.float32
+
+    # Learning from it ----------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        self.sampler.refuse_truncation()
+
+    def configure_optimizers(self) -> Any:
+        total = int(self.trainer.estimated_stepping_batches) if self.optimization.needs_total_steps else None
+        return self.optimization.build(self.policy, self.critic, total)
+
+    def evaluate(self, sequences: Sequences) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+        """Log-probabilities and values of given responses under the present weights."""
+        output = self.policy(sequences, temperature=self.sampler.temperature, features=self.critic.reads_features)
+        return output.logprobs, self.critic(sequences, output.features)
+
+    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+        check_fresh(batch, self.global_step)
+        experience, mask = batch.experience, batch.experience.mask
+        logprobs, values = self.evaluate(experience.sequences)
+        losses, metrics = self.loss(experience, logprobs, values)
+        total = masked_sum(losses, mask)
+        check_finite(float(total.detach()), "the loss", self.global_step)
+        logratio = torch.where(mask, logprobs.detach() - experience.logprobs, 0.0)
+        metrics |= {"loss": losses, "kl_old": kl_k3(-logratio)}
+        for name, values_of_tokens in metrics.items():
+            self.training_metrics.update(f"train/{name}", values_of_tokens, mask)
+        if batch.step == 0:
+            self.training_metrics.update("train/first_ratio_error", (logratio.exp() - 1).abs().amax())
+        # Lightning divides by the micro-batches of a step and averages over ranks. Undo both: the divisor is the number
+        # of tokens of the whole step, so that the gradient does not depend on how the step is split.
+        return total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.tokens)
+
+    def on_train_batch_start(self, batch: Minibatch, batch_idx: int) -> None:
+        self.stopwatch.start("optimization")
+
+    def on_train_batch_end(self, outputs: Any, batch: Minibatch, batch_idx: int) -> None:
+        self.stopwatch.stop("optimization")
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            check_finite(float(norm), f"the {group['name']}'s gradient", self.global_step)
+            self.training_metrics.update(f"train/{group['name']}_grad_norm", norm)
+
+    def on_train_epoch_end(self) -> None:
+        times = {"time/optimization": self.stopwatch.lap()["optimization"]}
+        self.log_dict(self.phase_metrics | self.training_metrics.compute() | times)
+        self.training_metrics.reset()
+
+    # Looking at it -------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Prompts, batch_idx: int) -> Comparison:
+        rollout = self.roll_out(batch)
+        policy = self._scored(rollout.completions, rollout.scores)
+        if batch_idx not in self._reference_side:
+            # The reference never changes, and neither do the validation seeds: its side is drawn once a run.
+            _, completions = self._complete(self.reference, batch)
+            scores = total_scores(checked_scores(self.reward, completions), completions.sequences.mask)
+            self._reference_side[batch_idx] = self._scored(completions, scores)
+        comparison = Comparison(policy=policy, reference=self._reference_side[batch_idx])
+        self.comparison_metrics.update(rollout, comparison)
+        return comparison
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.comparison_metrics.compute().items()})
+        self.comparison_metrics.reset()
+
+    def predict_step(self, batch: Prompts, batch_idx: int) -> Scored:
+        _, completions = self._complete(self.policy, batch)
+        scores = total_scores(checked_scores(self.reward, completions), completions.sequences.mask)
+        return self._scored(completions, scores)
+
+    def _scored(self, completions: Completions, scores: Float[Tensor, " B"]) -> Scored:
+        return Scored(completions=completions, scores=scores, gold=self._gold_scores(completions))
+
+    # Keeping it ----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in [name for name in checkpoint["state_dict"] if name.startswith(FROZEN)]:
+            del checkpoint["state_dict"][name]
+        checkpoint["phase"] = {"metrics": self.phase_metrics, "training": self.training_metrics.sums()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
+        checkpoint["state_dict"] |= frozen
+        self.phase_metrics = checkpoint["phase"]["metrics"]
+        self.training_metrics.restore(checkpoint["phase"]["training"])
+
+    def export(self, directory: str) -> None:
+        """Write the policy as a Hugging Face directory, with tokenizer, generation config and model card."""
+        self.policy.save(directory, self._model_card())
+
+    def _model_card(self) -> str:
+        measured = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(measured.items()))
+        return (
+            f"# Policy trained by {type(self).__name__}\n\n"
+            f"Online RLHF with klqlit {__version__}: KL coefficient tau {self.tau}, sampling temperature "
+            f"{self.sampler.temperature}, responses of at most {self.sampler.response_length} tokens, "
+            f"{self.global_step} optimizer steps.\n\n| metric | last value |\n|---|---|\n{rows}\n"
+        )

@@ -1,0 +1,48 @@
+"""Conditions that an on-policy run must meet, each with a message that says what to change."""
+
+import math
+
+from klqlit.functional import masked_mean
+from klqlit.types import Minibatch, Rollout
+
+
+class Divergence(RuntimeError):
+    """The run left the numbers: weights are untouched since the last good optimizer step."""
+
+
+class StaleRollout(RuntimeError):
+    """A minibatch was sampled by other weights than the optimizer expects."""
+
+
+def check_fresh(batch: Minibatch, global_step: int) -> None:
+    """Refuse a minibatch whose rollout does not belong to the present weights."""
+    if batch.version + batch.step != global_step:
+        raise StaleRollout(
+            f"this minibatch was sampled at optimizer step {batch.version} for step {batch.version + batch.step}, but "
+            f"the trainer is at step {global_step}: rollouts must not be prefetched or reused; use OnlineDataModule"
+        )
+
+
+def check_first_rollout(rollout: Rollout, tolerance: float) -> None:
+    """Refuse a start at which the policy is not its own reference.
+
+    Args:
+        rollout: sampled by the untouched policy.
+        tolerance: largest mean absolute log-ratio that rounding explains, nats per token.
+    """
+    gap = float(masked_mean((rollout.logprobs - rollout.ref_logprobs).abs(), rollout.mask))
+    if not gap <= tolerance:
+        raise ValueError(
+            f"before the first update, policy and reference differ by {gap:.2g} nats a token, where a frozen copy must "
+            f"give 0 (up to {tolerance:g} for rounding). Likely: a custom policy has dropout on or ignores "
+            "`temperature` in its forward, or the model mishandles left padding or position_ids"
+        )
+
+
+def check_finite(value: float, what: str, global_step: int) -> None:
+    """Stop before a number that is not finite reaches the weights."""
+    if not math.isfinite(value):
+        raise Divergence(
+            f"{what} became {value} at optimizer step {global_step}, and the run stops; the last good checkpoint is "
+            "kept. Try a lower optimization.lr, gradient clipping (trainer.gradient_clip_val: 1.0), or a larger tau"
+        )

@@ -1,0 +1,284 @@
+"""The online data module: one rollout phase is one Lightning epoch."""
+
+from collections.abc import Iterator
+from typing import Any, final
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from klqlit.data.source import Row, Source, Split
+from klqlit.seeding import derive_seed
+from klqlit.types import Collector, Experience, Minibatch, Prompts, Sequences
+
+
+@final
+class OnlineDataModule(L.LightningDataModule):
+    """Draws prompts, has the algorithm collect a phase of rollouts, and deals it out in minibatches.
+
+    A phase takes `epochs * minibatches` optimizer steps; each minibatch is split over the ranks and over
+    `trainer.accumulate_grad_batches` micro-batches. The state is a phase counter and the rows of a phase under way:
+    everything random comes from `seed` and counters.
+
+    Args:
+        source: the prompts.
+        rollouts: completions a phase, over all ranks.
+        minibatches: optimizer steps per pass over the phase.
+        epochs: passes over the phase.
+        samples_per_prompt: completions of each prompt, neighbours in the rollout.
+        max_prompt_tokens: longer prompts are shortened the way of their dataset, and counted.
+        validation_prompts: held-out prompts per validation; fewer where the source has fewer.
+        validation_batch_size: prompts per validation batch and rank.
+        seed: of the prompt order and of the sampling.
+
+    Raises:
+        ValueError: the numbers do not divide, or the source has no usable prompts.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        rollouts: int = 192,
+        minibatches: int = 4,
+        epochs: int = 4,
+        samples_per_prompt: int = 1,
+        max_prompt_tokens: int = 512,
+        validation_prompts: int = 128,
+        validation_batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "rollouts": rollouts,
+            "minibatches": minibatches,
+            "epochs": epochs,
+            "samples_per_prompt": samples_per_prompt,
+            "max_prompt_tokens": max_prompt_tokens,
+            "validation_prompts": validation_prompts,
+            "validation_batch_size": validation_batch_size,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"data.{name}={value} must be at least 1")
+        for name in ("minibatches", "samples_per_prompt"):
+            if rollouts % sizes[name]:
+                raise ValueError(
+                    f"data.{name}={sizes[name]} does not divide data.rollouts={rollouts}: choose a multiple of "
+                    f"{sizes[name]} as rollouts"
+                )
+        self.source = source
+        self.rollouts = rollouts
+        self.minibatches = minibatches
+        self.epochs = epochs
+        self.samples_per_prompt = samples_per_prompt
+        self.max_prompt_tokens = max_prompt_tokens
+        self.validation_prompts = validation_prompts
+        self.validation_batch_size = validation_batch_size
+        self.seed = seed
+        self.phase = 0
+        self._version = 0
+        self._experience: Experience | None = None
+        self._rows: dict[Split, list[Row]] = {}
+
+    # Lightning's side ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self._check_limit()
+        splits: tuple[Split, ...] = ("train", "validation") if stage == "fit" else ("validation",)
+        for split in splits:
+            self._rows[split] = self._usable_rows(split)
+        if stage == "fit":
+            self._check_split()
+
+    def train_dataloader(self) -> "PhaseLoader":
+        return PhaseLoader(self)
+
+    def val_dataloader(self) -> DataLoader:
+        # Each rank takes every world-size-th prompt; the counts may differ by one, and the metrics are weighted.
+        rows = self._rows["validation"][: self.validation_prompts]
+        mine = list(range(self._rank, len(rows), self._world_size))
+        return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self._validation_batch)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Phase counter and, in the middle of a phase, its rows: the same on every rank."""
+        if self._experience is None or self._steps_done >= self.steps:
+            return {"phase": self.phase + (self._experience is not None), "version": 0, "experience": None}
+        return {"phase": self.phase, "version": self._version, "experience": flatten(self._experience)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.phase = state_dict["phase"]
+        self._version = state_dict["version"]
+        self._experience = None if state_dict["experience"] is None else unflatten(state_dict["experience"])
+
+    # One phase -----------------------------------------------------------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps a phase."""
+        return self.epochs * self.minibatches
+
+    @property
+    def micro_batches(self) -> int:
+        """Batches a phase on each rank."""
+        return self.steps * self.trainer.accumulate_grad_batches
+
+    def phase_batches(self) -> Iterator[Minibatch]:
+        """The batches left of the phase under way, or else of the next."""
+        if self._experience is not None and self._steps_done >= self.steps:
+            self.phase, self._experience = self.phase + 1, None
+        if self._experience is None:
+            self._version = self.trainer.global_step
+            self._experience = self._collector.collect(self._phase_prompts())
+        for step in range(self._steps_done, self.steps):
+            yield from self._deal(self._experience, step)
+
+    def _deal(self, experience: Experience, step: int) -> Iterator[Minibatch]:
+        """The micro-batches of one optimizer step."""
+        epoch, index = divmod(step, self.minibatches)
+        order = self._permutation(self.rollouts, "minibatches", self.phase, epoch)
+        rows = order.chunk(self.minibatches)[index]
+        tokens = int(experience.mask[rows].sum())
+        mine = rows.chunk(self._world_size)[self._rank]
+        for micro in mine.chunk(self.trainer.accumulate_grad_batches):
+            yield Minibatch(experience=experience.select(micro), tokens=tokens, version=self._version, step=step)
+
+    def _phase_prompts(self) -> Prompts:
+        """This rank's prompts of the phase: the rows are reshuffled for each pass over them."""
+        rows, count = self._rows["train"], self.rollouts // self.samples_per_prompt
+        first = self.phase * count
+        drawn = [self._shuffled_row(rows, first + i) for i in range(count) for _ in range(self.samples_per_prompt)]
+        seeds = [derive_seed(self.seed, "sample", self.phase, i) for i in range(self.rollouts)]
+        size = self.rollouts // self._world_size
+        mine = slice(self._rank * size, (self._rank + 1) * size)
+        return self._prompts(drawn[mine], seeds[mine])
+
+    def _shuffled_row(self, rows: list[Row], position: int) -> Row:
+        shuffle, index = divmod(position, len(rows))
+        return rows[int(self._permutation(len(rows), "prompts", shuffle)[index])]
+
+    def _validation_batch(self, indices: list[int]) -> Prompts:
+        rows = self._rows["validation"]
+        seeds = [derive_seed(self.seed, "validation", index) for index in indices]
+        return self._prompts([rows[index] for index in indices], seeds)
+
+    def _prompts(self, rows: list[Row], seeds: list[int]) -> Prompts:
+        texts = [row["prompt"] for row in rows]
+        tokens = self._collector.encode(texts)
+        width = max(len(row) for row in tokens)
+        # What fills the left is masked and never read; a row's own first token is a valid id whatever the tokenizer.
+        padded = [[row[0]] * (width - len(row)) + row for row in tokens]
+        lengths = torch.tensor([len(row) for row in tokens])
+        return Prompts(
+            texts=texts,
+            tokens=torch.tensor(padded),
+            mask=torch.arange(width)[None] >= width - lengths[:, None],
+            seeds=seeds,
+            columns={name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"},
+        )
+
+    def _permutation(self, size: int, *counters: int | str) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, *counters))
+        return torch.randperm(size, generator=generator)
+
+    # Checks before work starts -------------------------------------------------------------------------------------
+
+    def _usable_rows(self, split: Split) -> list[Row]:
+        rows = self.source.rows(split)
+        if not rows:
+            raise ValueError(f"data.source has no {split} prompts: give it a larger file or validation split")
+        if split == "validation":
+            rows = rows[: self.validation_prompts]
+        lengths = [len(tokens) for tokens in self._collector.encode([row["prompt"] for row in rows])]
+        short = [
+            row if length <= self.max_prompt_tokens else row | {"prompt": self._shortened(row["prompt"])}
+            for row, length in zip(rows, lengths, strict=True)
+        ]
+        if cut := sum(length > self.max_prompt_tokens for length in lengths):
+            rank_zero_info(
+                f"{cut} of {len(rows)} {split} prompts are longer than max_prompt_tokens={self.max_prompt_tokens} and "
+                "were shortened"
+            )
+        return short
+
+    def _shortened(self, prompt: str) -> str:
+        return self.source.shorten(prompt, lambda text: len(self._collector.encode([text])[0]), self.max_prompt_tokens)
+
+    def _check_limit(self) -> None:
+        limit = self._collector.prompt_limit
+        if limit is not None and self.max_prompt_tokens > limit:
+            raise ValueError(
+                f"data.max_prompt_tokens={self.max_prompt_tokens} does not fit: the policy's positions leave room for "
+                f"{max(limit, 0)} prompt tokens beside the response; lower it, or sampler.response_length"
+            )
+
+    def _check_split(self) -> None:
+        micro = self._world_size * self.trainer.accumulate_grad_batches
+        size = self.rollouts // self.minibatches
+        if size % micro:
+            raise ValueError(
+                f"a minibatch of {size} rows (data.rollouts / data.minibatches) cannot be split evenly over "
+                f"{self._world_size} ranks times trainer.accumulate_grad_batches="
+                f"{self.trainer.accumulate_grad_batches}: choose rollouts so that it is a multiple of {micro}"
+            )
+
+    @property
+    def _collector(self) -> Collector:
+        return self.trainer.lightning_module
+
+    @property
+    def _steps_done(self) -> int:
+        return self.trainer.global_step - self._version
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size
+
+
+@final
+class PhaseLoader:
+    """Collects a phase when it is iterated, and not before.
+
+    Sized, since Lightning prefetches one batch from a loader of unknown length, which would be sampled one update too
+    early.
+    """
+
+    def __init__(self, data: OnlineDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.micro_batches
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        return self.data.phase_batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the data module's state says where the phase stands."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+def flatten(experience: Experience) -> dict[str, torch.Tensor]:
+    """An experience as named tensors, which a checkpoint may hold."""
+    sequences = {f"sequences.{name}": getattr(experience.sequences, name) for name in Sequences.__slots__}
+    return sequences | {name: getattr(experience, name) for name in Experience.__slots__ if name != "sequences"}
+
+
+def unflatten(tensors: dict[str, torch.Tensor]) -> Experience:
+    """The inverse of `flatten`."""
+    sequences = Sequences(**{name: tensors[f"sequences.{name}"] for name in Sequences.__slots__})
+    rest = {name: value for name, value in tensors.items() if not name.startswith("sequences.")}
+    return Experience(sequences=sequences, **rest)

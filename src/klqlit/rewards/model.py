@@ -1,0 +1,89 @@
+"""A learned reward model."""
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from klqlit.models.loading import disable_dropout, load_reward_model, load_tokenizer, max_positions
+from klqlit.rewards.base import Reward
+from klqlit.types import Completions
+
+
+@final
+class RewardModel(Reward):
+    """A sequence-classification model with one output, on its own tokenizer.
+
+    It reads prompt and completion as one text, tokenised by its own tokenizer, so the policy may use another one. The
+    model itself picks the token it scores (in transformers: the last one that is not its pad token).
+
+    Args:
+        path: local directory or hub name.
+        dtype: of the weights.
+        max_tokens: longest text; longer ones lose their beginning. None for the model's own limit.
+        batch_size: texts scored at once.
+        append_eos: close a response that ended by itself with this tokenizer's EOS token, as reward models trained on
+            EOS-terminated completions expect; one that the length limit cut stays open.
+        trust_remote_code: run code that comes with the model. Off unless you trust its author.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ValueError: the model cannot be loaded, or has no trained scalar head.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str = "float32",
+        max_tokens: int | None = None,
+        batch_size: int = 32,
+        append_eos: bool = True,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
+            path, trust_remote_code=trust_remote_code, revision=revision
+        )
+        self.model = load_reward_model(path, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision)
+        disable_dropout(self.model)
+        self.requires_grad_(False)
+        self.max_tokens = max_tokens or max_positions(self.model.config)
+        if self.model.config.pad_token_id is None:
+            pad = self.tokenizer.pad_token_id
+            self.model.config.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
+        self.batch_size = batch_size
+        self.append_eos = append_eos
+
+    @torch.no_grad()
+    def forward(self, completions: Completions) -> Float[Tensor, " B"]:
+        texts = [p + c for p, c in zip(completions.prompts, completions.completions, strict=True)]
+        rows = [self._tokens(text, bool(ended)) for text, ended in zip(texts, completions.ended, strict=True)]
+        # Similar lengths together: less padding to compute.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        scores = torch.empty(len(rows), device=completions.sequences.tokens.device)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            scores[chosen] = self._score([rows[i] for i in chosen]).to(scores)
+        return scores
+
+    def _tokens(self, text: str, ended: bool) -> list[int]:
+        tokens = self.tokenizer(text)["input_ids"]
+        eos = self.tokenizer.eos_token_id
+        if self.append_eos and ended and (not tokens or tokens[-1] != eos):
+            tokens = [*tokens, eos]
+        return tokens[-self.max_tokens :] if self.max_tokens else tokens
+
+    def _score(self, rows: list[list[int]]) -> Float[Tensor, " B"]:
+        """Scores of token rows, padded on the right."""
+        lengths = torch.tensor([len(row) for row in rows])
+        width = int(lengths.max())
+        pad = self.model.config.pad_token_id
+        tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        mask = torch.arange(width)[None] < lengths[:, None]
+        output = self.model(input_ids=tokens.to(self.model.device), attention_mask=mask.long().to(self.model.device))
+        return output.logits.squeeze(-1).float()
