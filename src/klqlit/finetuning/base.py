@@ -1,0 +1,117 @@
+"""What the two supervised stages share."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import lightning as L
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from klqlit.algorithms.checks import Divergence
+from klqlit.data.batching import shard
+from klqlit.functional.checks import check_not_negative, check_positive
+from klqlit.models.loading import export, max_positions
+from klqlit.version import __version__
+
+
+class Finetuning(L.LightningModule, ABC):
+    """A Hugging Face model trained by AdamW on a loss that is a mean over an optimizer step.
+
+    Args:
+        model: what is trained, all of it.
+        tokenizer: saved beside it.
+        origin: where the weights came from, for the model card.
+        lr: learning rate.
+        weight_decay: decoupled weight decay.
+        warmup_steps: optimizer steps over which the learning rate rises from 0.
+        decay: "cosine" takes the learning rate to 0 at the end of the run, "constant" leaves it.
+
+    Raises:
+        ValueError: `lr` is not positive, or another number is negative.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        origin: str,
+        *,
+        lr: float,
+        weight_decay: float,
+        warmup_steps: int,
+        decay: Literal["constant", "cosine"],
+    ) -> None:
+        super().__init__()
+        check_positive("lr", lr, "the TL;DR reproduction's is 3e-6")
+        check_not_negative("weight_decay", weight_decay, "choose 0 for none")
+        check_not_negative("warmup_steps", warmup_steps, "choose 0 for none")
+        self.model = model
+        self._tokenizer = tokenizer
+        self._origin = origin
+        self._lr, self._weight_decay = lr, weight_decay
+        self._warmup_steps, self._decay = warmup_steps, decay
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What comes out, for the title of the model card."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the model."""
+        return self._tokenizer
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the model can read, in tokens; None where nothing limits it."""
+        return max_positions(self.model.config)
+
+    def step_share(self, total: Tensor, count: int) -> Tensor:
+        """This micro-batch's part of a mean over the whole optimizer step, in the form that Lightning must be given.
+
+        Lightning divides the loss by the micro-batches of a step and averages gradients over ranks. Both are undone
+        here, so that what remains is `total / count` summed over them.
+
+        Args:
+            total: sum of the losses of this micro-batch.
+            count: terms of the whole step.
+
+        Raises:
+            Divergence: the loss is not finite.
+        """
+        if not math.isfinite(float(total)):
+            raise Divergence(
+                f"the loss became {float(total)} at optimizer step {self.global_step}, and the run stops; the last good "
+                "checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
+            )
+        return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=True)
+        total = self.trainer.estimated_stepping_batches
+        if self._decay == "cosine" and math.isinf(total):
+            raise ValueError("decay='cosine' needs an end: set trainer.max_epochs or trainer.max_steps")
+        scheduler = LambdaLR(optimizer, lambda step: self._factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self, step: int, total: float) -> float:
+        warmup = min((step + 1) / (self._warmup_steps + 1), 1.0)
+        if self._decay == "constant":
+            return warmup
+        return warmup * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
+
+    def export(self, directory: str) -> None:
+        """Write the model as a Hugging Face directory. All ranks must call it; the first one writes."""
+        export(self.model, self.tokenizer, directory, card=self._model_card())
+
+    def _model_card(self) -> str:
+        measured = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(measured.items()))
+        return (
+            f"---\nlibrary_name: transformers\n---\n# {self.kind}\n\nTrained with klqlit {__version__}, starting from "
+            f"{self._origin}: {self.global_step} optimizer steps of AdamW at a learning rate of {self._lr:g} "
+            f"({self._decay}).\n\n| metric | last value |\n|---|---|\n{rows}\n"
+        )

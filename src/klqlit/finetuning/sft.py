@@ -1,0 +1,75 @@
+"""Supervised fine-tuning: imitating completions."""
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from klqlit.data.supervised import LabelledSequences
+from klqlit.finetuning.base import Finetuning
+from klqlit.functional.logprobs import token_logprobs
+from klqlit.functional.masking import masked_sum
+from klqlit.models.language_model import LanguageModel, completion_logits
+
+
+@final
+class SupervisedFinetuning(Finetuning):
+    r"""Maximum likelihood of the completion tokens, EOS included; the prompt is read and not imitated.
+
+    .. math:: L = -\frac{1}{N} \sum_{i} \sum_{t} \log \pi(y^i_{t+1} | x^i, y^i_1 .. y^i_t)
+
+    in nats, with N the completion tokens of the whole optimizer step.
+
+    Args:
+        model: the model to start from.
+        lr: learning rate.
+        weight_decay: decoupled weight decay.
+        warmup_steps: optimizer steps over which the learning rate rises from 0.
+        decay: "cosine" takes the learning rate to 0 at the end of the run, "constant" leaves it.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        lr: float = 3e-6,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay: Literal["constant", "cosine"] = "cosine",
+    ) -> None:
+        options = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
+        super().__init__(model.model, model.tokenizer, model.path, decay=decay, **options)
+        self.validation_loss = MeanMetric()
+        self.validation_accuracy = MeanMetric()
+
+    @property
+    def kind(self) -> str:
+        return "Supervised fine-tuned language model"
+
+    def training_step(self, batch: LabelledSequences, batch_idx: int) -> Tensor:
+        sequences = batch.sequences
+        nll = -token_logprobs(completion_logits(self.model, sequences), sequences.tokens)
+        total = masked_sum(nll, sequences.mask)
+        self.log("train/loss", total.detach() / sequences.mask.sum(), prog_bar=True, batch_size=len(batch))
+        return self.step_share(total, batch.tokens)
+
+    def validation_step(self, batch: LabelledSequences, batch_idx: int) -> None:
+        sequences = batch.sequences
+        logits = completion_logits(self.model, sequences)
+        self.validation_loss.update(-token_logprobs(logits, sequences.tokens)[sequences.mask])
+        self.validation_accuracy.update(right_tokens(logits, sequences.tokens, sequences.mask))
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.validation_loss.compute()
+        measured = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.validation_accuracy.compute()}
+        self.log_dict({f"val/{name}": value for name, value in measured.items()}, prog_bar=True)
+        self.validation_loss.reset()
+        self.validation_accuracy.reset()
+
+
+def right_tokens(
+    logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, " N"]:
+    """1 for each real token that has the highest logit, else 0."""
+    return (logits.argmax(dim=-1) == tokens)[mask].to(torch.float32)
