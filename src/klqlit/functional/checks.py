@@ -3,7 +3,7 @@
 import math
 
 
-def check_positive(name: str, value: float, advice: str) -> None:
+def check_positive(name: str, value: float | int, advice: str) -> None:
     """Refuse anything but a finite number above 0."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number above 0, got {value}: {advice}")

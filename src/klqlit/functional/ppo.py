@@ -52,7 +52,7 @@ def penalised_surrogate(
     *,
     beta: float,
 ) -> Float[Tensor, "B T"]:
-    """-r A + beta (r log r - (r - 1)): the surrogate with a reverse-KL penalty, the objective of eq. (18).
+    """-r A + beta (r log r - (r - 1)): the surrogate with a reverse-KL penalty in place of clipping.
 
     Under a ~ pi_old, E[r log r] = sum_a pi log(pi / pi_old) = KL(pi || pi_old) and E[r - 1] = sum_a pi - 1 = 0, so
     the penalty's expectation is beta KL(pi || pi_old). The actions do not depend on the parameters, so its gradient,
@@ -62,7 +62,7 @@ def penalised_surrogate(
     Raises:
         ValueError: `beta` is negative.
     """
-    check_not_negative("beta", beta, "choose 0 for no penalty; penalty_twin gives the one that matches KLQ")
+    check_not_negative("beta", beta, "choose 0 for no penalty; tau + penalty_twin(tau, alpha) matches KLQ")
     logratio = logprobs - old_logprobs.detach()
     ratio = logratio.exp()
     return beta * (ratio * logratio - (ratio - 1)) - ratio * advantages.detach()
@@ -112,7 +112,12 @@ def adaptive_kl_coefficient(tau: float, kl: float, *, target: float, horizon: in
 
 
 def penalty_twin(tau: float, alpha: float) -> float:
-    """Eq. (18): beta = tau (1 - alpha) / alpha, at which the penalised surrogate seeks the same policy as KLQ.
+    """Eq. (18): beta = tau (1 - alpha) / alpha, the weight of KL(pi || pi_old) that a step size alpha amounts to.
+
+    One exact regression of KLQ, pi proportional to pi_old exp(alpha A / tau), maximises
+    E_pi[Q_old + A] - tau KL(pi || pi_b) - beta KL(pi || pi_old). Here E_pi[Q_old] - tau KL(pi || pi_b) is
+    V_old - tau KL(pi || pi_old), so the two divergences to pi_old add up: `penalised_surrogate`, which knows no other,
+    seeks the same policy with the coefficient tau + beta = tau / alpha.
 
     Raises:
         ValueError: `tau` is not positive, or `alpha` lies outside (0, 1].
