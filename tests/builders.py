@@ -27,7 +27,7 @@ ARCHITECTURES = ("gpt_neox", "llama", "gpt2", "qwen2")
 
 
 def tiny_tokenizer(*, pad_token: str | None = "<pad>", vocab_size: int = 320) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer: every text round-trips. `pad_token` may be None, or "<eos>" as many models have it."""
+    """A byte-level BPE tokenizer: every text round-trips. `pad_token` may be None, or "<eos>"."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

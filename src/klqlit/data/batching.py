@@ -34,12 +34,19 @@ def plan_steps(
     Raises:
         ValueError: there are fewer rows than ranks.
     """
-    if len(order) < ranks:
-        raise ValueError(f"{len(order)} rows cannot be dealt to {ranks} devices: give more rows or use fewer devices")
-    return [
-        split(sorted(rows, key=lambda row: (-lengths[row], row)), batch_size * ranks, ranks)
-        for rows in split(order, batch_size * accumulate * ranks, ranks)
-    ]
+    steps = split(order, batch_size * accumulate * ranks, least=ranks)
+    return [plan_step(rows, lengths, batch_size=batch_size, ranks=ranks) for rows in steps]
+
+
+def plan_step(rows: Sequence[int], lengths: Sequence[int], *, batch_size: int, ranks: int) -> list[Sequence[int]]:
+    """The micro-batches of one step, or of a pass in which no order matters; see `plan_steps`.
+
+    Raises:
+        ValueError: there are fewer rows than ranks.
+    """
+    if len(rows) < ranks:
+        raise ValueError(f"{len(rows)} rows cannot be dealt to {ranks} devices: give more rows or use fewer devices")
+    return split(sorted(rows, key=lambda row: (-lengths[row], row)), batch_size * ranks, least=ranks)
 
 
 @final

@@ -28,9 +28,7 @@ def read_rows(path: str, *, split: Split = "train", data_dir: str | None = None)
     file = Path(path).expanduser()
     if file.is_file():
         if data_dir is not None:
-            raise ValueError(
-                f"data_dir={data_dir!r} belongs to data sets on the hub, but {path!r} is a file: leave it out"
-            )
+            raise ValueError(f"data_dir={data_dir!r} is for data sets on the hub, but {path!r} is a file: leave it out")
         rows = _read_file(file)
     elif file.is_dir() or not _looks_like_file(path):
         rows = _read_hub(path, split, data_dir)
@@ -144,7 +142,7 @@ def _read_csv(content: bytes, file: str) -> list[Row]:
             # A nameless column is the index that a table was saved with.
             rows.append({name: value for name, value in row.items() if name})
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: broken CSV ({error})") from error
+        raise ValueError(f"{file}, line {reader.reader.line_num}: broken CSV ({error})") from error
     return rows
 
 

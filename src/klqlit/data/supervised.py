@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.data.batching import Batches, plan_steps, shard
+from klqlit.data.batching import Batches, plan_step, plan_steps, shard
 from klqlit.data.source import Row, Source, Split
 from klqlit.seeding import derive_seed
 from klqlit.tokenising import encode_completions, encode_prompts
@@ -186,10 +186,7 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
         assert self.trainer is not None
         lengths = [example.length for example in self._examples["validation"]]
         ranks = shard(self.trainer)[1]
-        everything = range(len(lengths))
-        return plan_steps(
-            everything, lengths, batch_size=self._batch_size, accumulate=max(1, len(lengths)), ranks=ranks
-        )[0]
+        return plan_step(range(len(lengths)), lengths, batch_size=self._batch_size, ranks=ranks)
 
     def _validation_batches(self) -> Iterator[Any]:
         assert self.trainer is not None

@@ -54,18 +54,17 @@ class TLDRSummaries(Source):
         """The prompt with the end of its post cut off.
 
         Whole lines go first, from the end. Where not even the post's first line fits, words go from the end of that
-        line; where the title alone is too long, words of everything before "TL;DR:". The tail itself stays.
+        line; where the title alone is too long, the post goes and words from the end of the title. "TL;DR:" stays.
 
         Raises:
             ValueError: `limit` does not even hold the tail.
         """
         if count(prompt) <= limit:
             return prompt
-        before = prompt.removesuffix(TAIL)
-        head, post, body = before.partition(POST)
+        head, post, body = prompt.removesuffix(TAIL).partition(POST)
         body = body.lstrip()
         first = body.split("\n", 1)[0]
-        for start, whole, mark in ((head + post, body, "\n"), (head + post, first, " "), ("", before, " ")):
+        for start, whole, mark in ((head + post, body, "\n"), (head + post, first, " "), ("", head.rstrip(), " ")):
             pieces = whole.split(mark)
             # One piece is the least worth keeping: an empty post is no post.
             kept = longest(len(pieces) - 1, lambda k: count(start + mark.join(pieces[: k + 1]) + TAIL) <= limit)  # noqa: B023

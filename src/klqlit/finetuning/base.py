@@ -84,8 +84,8 @@ class Finetuning(L.LightningModule, ABC):
         """
         if not math.isfinite(float(total)):
             raise Divergence(
-                f"the loss became {float(total)} at optimizer step {self.global_step}, and the run stops; the last good "
-                "checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
+                f"the loss became {float(total)} at optimizer step {self.global_step}, and the run stops; the last "
+                "good checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
             )
         return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
 

@@ -3,6 +3,7 @@
 from typing import Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import CatMetric
 
@@ -60,11 +61,13 @@ class RewardModelling(Finetuning):
         )
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in measures(self.validation_margins.compute()).items()})
+        # A single pair would come without an axis.
+        margins = self.validation_margins.compute().reshape(-1)
+        self.log_dict({f"val/{name}": value for name, value in measures(margins).items()}, prog_bar=True)
         self.validation_margins.reset()
 
 
-def measures(margins: Tensor) -> dict[str, Tensor]:
+def measures(margins: Float[Tensor, " N"]) -> dict[str, Float[Tensor, ""]]:
     """Loss (nats), accuracy, mean margin and calibration error of a set of pairs.
 
     Every pair is put as the model sees it: how sure it is of the completion it prefers, and whether that was the chosen

@@ -33,8 +33,8 @@ def grow_reward_model(language_model: LanguageModel) -> tuple[PreTrainedModel, P
         head = model.get_submodule("score")
     except (ValueError, AttributeError) as error:
         raise ValueError(
-            f"no reward model can be grown on {language_model.path!r}: transformers has no sequence classification with "
-            f"a `score` head for {type(config).__name__}; start from another architecture, such as GPT-NeoX or Llama"
+            f"no reward model can be grown on {language_model.path!r}: transformers has no sequence classification "
+            f"with a `score` head for {type(config).__name__}; start from another, such as GPT-NeoX or Llama"
         ) from error
     assert isinstance(head, nn.Linear)
     model.base_model.load_state_dict(language_model.model.base_model.state_dict())
