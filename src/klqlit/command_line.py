@@ -1,0 +1,145 @@
+"""Lightning's CLI with this project's defaults: a run folder, resuming, one-line errors."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn, final
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+from transformers.utils import logging as transformers_logging
+
+from klqlit.callbacks.completions import CompletionWriter
+from klqlit.callbacks.export import Export
+from klqlit.callbacks.progress import Progress
+from klqlit.loggers import JSONLinesLogger
+from klqlit.option_errors import explain
+
+TRAINER_DEFAULTS = {
+    "accelerator": "auto",
+    "devices": 1,
+    "num_sanity_val_steps": 0,  # a sanity check would sample from a policy that the run has not started
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+    "max_epochs": -1,
+}
+
+NOISE = (
+    ".*does not have many workers.*",  # tokenised rows are in memory: there is nothing for workers to do
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*Checkpoint directory .* exists.*",  # starting again in the same folder is how a run continues
+    ".*args parameter is intended to run from within Python.*",
+)
+
+
+@final
+class Parser(LightningArgumentParser):
+    """Reports an error in one line that names the option."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(message) from ex
+
+
+@final
+class CommandLine(LightningCLI):
+    """Builds trainer, model and data from configuration files and options."""
+
+    def __init__(self, command: str, options: list[str]) -> None:
+        self.command = command
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            args=options,
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            # Starting again in the same folder is how a run continues.
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "prog": f"python -m klqlit {command}",
+                "allow_abbrev": False,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default="runs/run", help="folder for all that the run writes")
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None, help="checkpoint to use instead of the run folder's newest"
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # Two are kept, so that a torn one never leaves a run with none.
+        parser.set_defaults({"checkpoint.save_top_k": 2, "checkpoint.monitor": "step", "checkpoint.mode": "max"})
+        parser.set_defaults({"checkpoint.filename": "step-{step}", "checkpoint.auto_insert_metric_name": False})
+        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        run_dir = self.config["run_dir"]
+        extra: list[L.Callback] = [Progress()]
+        if self.command == "fit":
+            extra.append(Export())
+        if self.command == "predict":
+            extra.append(CompletionWriter(f"{run_dir}/completions.jsonl"))
+        configured = self._get(self.config_init, "trainer")["callbacks"] or []
+        loggers = [
+            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+            JSONLinesLogger(f"{run_dir}/metrics.jsonl"),
+        ]
+        return super().instantiate_trainer(
+            callbacks=[*configured, *extra], logger=loggers if self.command == "fit" else False, **kwargs
+        )
+
+
+def run(command: str, options: list[str]) -> None:
+    """Parse the options, build what they name, and run the command.
+
+    Raises:
+        ValueError: an option, file, model or row is unusable.
+    """
+    quieten()
+    try:
+        cli = CommandLine(command, options)
+    except ValueError as error:
+        raise ValueError(explain(str(error))) from error
+    checkpoint = cli.config["ckpt_path"] or newest_checkpoint(cli.config["run_dir"])
+    if checkpoint:
+        rank_zero_info(f"{'continuing from' if command == 'fit' else 'using the weights of'} {checkpoint}")
+    shared: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint, "weights_only": True}
+    if command == "predict":
+        cli.trainer.predict(cli.model, return_predictions=False, **shared)
+    else:
+        entries = {"fit": cli.trainer.fit, "validate": cli.trainer.validate, "test": cli.trainer.test}
+        entries[command](cli.model, **shared)
+
+
+def quieten() -> None:
+    """Keep what libraries say of themselves out of the run's output."""
+    for pattern in NOISE:
+        warnings.filterwarnings("ignore", pattern)
+    transformers_logging.disable_progress_bar()
+    chatter = ("GPU available", "TPU available", "💡 Tip", "`Trainer.fit` stopped", "Restor")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not record.getMessage().startswith(chatter)
+    )
+
+
+def checkpoint_folder(run_dir: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return str(Path(run_dir) / "checkpoints")
+
+
+def newest_checkpoint(run_dir: str) -> str | None:
+    """The checkpoint with the most steps in a run's folder, if there is any."""
+    found = Path(checkpoint_folder(run_dir)).glob("step-*.ckpt")
+    steps = {int(path.stem.removeprefix("step-")): str(path) for path in found if path.stem[5:].isdigit()}
+    return steps[max(steps)] if steps else None

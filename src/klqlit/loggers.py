@@ -1,0 +1,59 @@
+"""Metrics as JSON lines: easy to read from a script, and safe to continue."""
+
+import json
+from pathlib import Path
+from typing import Any, final
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger
+
+
+@final
+class JSONLinesLogger(Logger):
+    """Appends ``{"step": ..., metric: value, ...}`` to a file.
+
+    A run that continues from a checkpoint first drops the rows of steps it takes again, so that none stands twice.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._continued = False
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's configuration stands in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        if not self._continued:
+            self._drop_from(step)
+            self._continued = True
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step} | metrics) + "\n")
+
+    def _drop_from(self, step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in self._lines() if json.loads(line)["step"] < step]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        scratch.replace(self.path)
+
+    def _lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        # What follows the last line end was torn off by a crash.
+        return lines[:-1]
