@@ -2,6 +2,7 @@
 
     python tests/mutation.py           every kind of mutant
     python tests/mutation.py --signs   sign flips only
+    python tests/mutation.py klq ppo   these modules only
 
 Works on a temporary copy. Each mutant runs in a fork of this process, which has torch loaded already, against the test
 file of the mutated module, the identities and the pitfalls. Shapes are not checked meanwhile: values must tell. Exits
@@ -154,7 +155,7 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def run(kinds: set[str] | None) -> int:
+def run(kinds: set[str] | None, modules: set[str]) -> int:
     """Prints one line a mutant and a summary; returns the number of unexplained survivors."""
     warm_up()
     start, survivors, verdicts = time.monotonic(), 0, Counter[tuple[str, str]]()
@@ -165,7 +166,13 @@ def run(kinds: set[str] | None) -> int:
         shutil.copytree(ROOT / TESTS, workspace / TESTS, ignore=no_bytecode)
         (workspace / "pytest.ini").write_text("[pytest]\n")
         files = sorted(path for path in (workspace / PACKAGE).glob("*.py") if path.name != "__init__.py")
+        if unknown := modules - {path.stem for path in files}:
+            raise RuntimeError(f"{PACKAGE} has no modules {sorted(unknown)}")
+        if modules:
+            files = [path for path in files if path.stem in modules]
         for path in files:
+            if not (workspace / TESTS / f"test_{path.name}").exists():
+                raise RuntimeError(f"{TESTS}/test_{path.name} is missing: every module of {PACKAGE} has its test file")
             if not passes(workspace, path.name, write_bytecode=True):
                 raise RuntimeError(f"test_{path.name}, the identities or the pitfalls fail without any mutation")
         for cache in (workspace / "src").rglob("__pycache__"):
@@ -195,4 +202,6 @@ def run(kinds: set[str] | None) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Mutation test of klqlit.functional.")
     parser.add_argument("--signs", action="store_true", help="sign flips only")
-    sys.exit(1 if run({SIGN} if parser.parse_args().signs else None) else 0)
+    parser.add_argument("modules", nargs="*", help="modules to mutate; all of them by default")
+    arguments = parser.parse_args()
+    sys.exit(1 if run({SIGN} if arguments.signs else None, set(arguments.modules)) else 0)
