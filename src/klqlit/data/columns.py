@@ -48,11 +48,17 @@ class TableSource(Source):
         return self._splits.rows(split)
 
     def shorten(self, prompt: str, count: TokenCounter, limit: int) -> str:
-        """The end of the prompt, as many characters as fit: what the response follows is kept."""
+        """The end of the prompt, as many characters as fit: what the response follows is kept.
+
+        Raises:
+            ValueError: not even the last character fits.
+        """
         if count(prompt) <= limit:
             return prompt
-        kept = longest(len(prompt), lambda k: count(prompt[len(prompt) - k :]) <= limit)
-        return prompt[len(prompt) - (kept or 0) :]
+        before = longest(len(prompt) - 1, lambda k: count(prompt[-1 - k :]) <= limit)
+        if before is None:
+            raise ValueError(f"max_prompt_tokens={limit} does not hold the character {prompt[-1]!r}: raise it")
+        return prompt[-1 - before :]
 
     def _format(self, rows: list[Row], path: str) -> list[Row]:
         return [named_texts(row, self._columns, f"{path}, row {i}") for i, row in enumerate(rows, start=1)]
