@@ -7,7 +7,7 @@ tensor belongs to state ``s_t = (x, y_1..y_t)`` and action ``a_t = y_{t+1}``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -197,6 +197,7 @@ class Minibatch:
     step: int
 
 
+@runtime_checkable
 class Collector(Protocol):
     """What the online data module asks of the algorithm."""
 

@@ -70,7 +70,8 @@ class SeparateCritic(Critic):
         mask, prompt = sequences.attention_mask, sequences.prompt_tokens.shape[1]
         extra = {"position_ids": positions(mask)} if self._takes_positions else {}
         output = self.trunk(input_ids=sequences.input_ids, attention_mask=mask.long(), use_cache=False, **extra)
-        return self.head(output.last_hidden_state[:, prompt - 1 : -1]).squeeze(-1).float()
+        hidden = output.last_hidden_state[:, prompt - 1 : -1]
+        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
 
 
 @final

@@ -21,6 +21,7 @@ from klqlit.models.loading import (
     load_tokenizer,
     max_positions,
 )
+from klqlit.tokenising import encode_prompts
 from klqlit.types import Sequences
 
 
@@ -76,10 +77,8 @@ class Policy(nn.Module, ABC):
         Raises:
             ValueError: a prompt has no token, or one outside the policy's vocabulary.
         """
-        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        rows = encode_prompts(self.tokenizer, texts)
         for text, row in zip(texts, rows, strict=True):
-            if not row:
-                raise ValueError(f"the prompt {text!r} has no token; remove the row or give it text")
             if max(row) >= self.vocab_size:
                 raise ValueError(
                     f"the prompt {text[:60]!r} holds token id {max(row)}, but the policy's vocabulary ends at "

@@ -1,0 +1,37 @@
+"""Fixtures that several folders share."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from builders import save, tiny_language_model, tiny_tokenizer
+from runs import quitter
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tiny tensors are slower on several threads, and rounding is then the same on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """`model_dir(architecture, pad_token=...)`: the directory of a tiny language model, made once."""
+
+    @cache
+    def make(architecture, pad_token="<pad>", seed=0):
+        tokenizer = tiny_tokenizer(pad_token=pad_token)
+        model = tiny_language_model(architecture, tokenizer, seed=seed)
+        # Real models have more rows than their tokenizer has tokens, and Qwen2's tokenizer adds one when it is loaded.
+        model.resize_token_embeddings(len(tokenizer) + 8, mean_resizing=False)
+        return save(tmp_path_factory.mktemp(architecture), model, tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def quitter_dir(tmp_path_factory):
+    """A tiny model that ends about one response in six at each token, so that lengths differ."""
+    tokenizer = tiny_tokenizer()
+    return save(tmp_path_factory.mktemp("quitter"), quitter(tokenizer), tokenizer)
