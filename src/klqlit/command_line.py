@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, final
 
 import lightning as L
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -16,6 +17,7 @@ from klqlit.callbacks.completions import CompletionWriter
 from klqlit.callbacks.export import Export
 from klqlit.callbacks.progress import Progress
 from klqlit.loggers import JSONLinesLogger
+from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
 
 TRAINER_DEFAULTS = {
@@ -107,6 +109,8 @@ def run(command: str, options: list[str]) -> None:
         ValueError: an option, file, model or row is unusable.
     """
     quieten()
+    # LanguageModel is final, but a function may build one: `class_path: klqlit.models.scratch.new_language_model`.
+    set_parsing_settings(subclasses_enabled=[LanguageModel])
     try:
         cli = CommandLine(command, options)
     except ValueError as error:

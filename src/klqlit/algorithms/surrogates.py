@@ -39,14 +39,17 @@ class ClippedSurrogate(Surrogate):
 
 @final
 class PenalisedSurrogate(Surrogate):
-    """-r A + beta KL(pi || pi_old): KLQ's twin at beta = tau (1 - alpha) / alpha (`functional.penalty_twin`).
+    """-r A + beta KL(pi || pi_old).
+
+    KLQ's twin at beta = tau / alpha: the penalty tau (1 - alpha) / alpha of eq. (18), `functional.penalty_twin`, stands
+    beside a penalty tau KL(pi || pi_b), and with Q_old in the objective that one acts as tau KL(pi || pi_old).
 
     Args:
         beta: weight of the divergence from the rollout's policy, in units of reward per nat.
     """
 
     def __init__(self, beta: float) -> None:
-        check_not_negative("surrogate.beta", beta, "choose functional.penalty_twin(tau, alpha), say")
+        check_not_negative("surrogate.beta", beta, "choose tau / alpha for KLQ's twin")
         self.beta = beta
 
     def __call__(
