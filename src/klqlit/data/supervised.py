@@ -172,7 +172,9 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
         trainer, examples = self.trainer, self._examples["train"]
         assert trainer is not None
         rank, ranks = shard(trainer)
-        done, epoch = trainer.fit_loop.batch_idx + 1, 0 if trainer.overfit_batches else trainer.current_epoch
+        done = trainer.fit_loop.batch_idx + 1
+        # Overfitting means the same batches again and again.
+        epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
         first = 0
         for step in self._plan(epoch):
             # Lightning may be told to end the epoch early, within a step.

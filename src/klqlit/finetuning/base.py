@@ -47,7 +47,7 @@ class Finetuning(L.LightningModule, ABC):
         super().__init__()
         check_positive("lr", lr, "the TL;DR reproduction's is 3e-6")
         check_not_negative("weight_decay", weight_decay, "choose 0 for none")
-        check_not_negative("warmup_steps", warmup_steps, "choose 0 for none")
+        check_not_negative("warmup_steps", float(warmup_steps), "choose 0 for none")
         self.model = model
         self._tokenizer = tokenizer
         self._origin = origin
@@ -82,16 +82,16 @@ class Finetuning(L.LightningModule, ABC):
         Raises:
             Divergence: the loss is not finite.
         """
-        if not math.isfinite(float(total)):
+        if not bool(total.isfinite()):
             raise Divergence(
-                f"the loss became {float(total)} at optimizer step {self.global_step}, and the run stops; the last "
-                "good checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
+                f"the loss became {float(total.detach())} at optimizer step {self.global_step}, and the run stops; the "
+                "last good checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
             )
         return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
 
     def configure_optimizers(self) -> Any:
         optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=True)
-        total = self.trainer.estimated_stepping_batches
+        total = float(self.trainer.estimated_stepping_batches)
         if self._decay == "cosine" and math.isinf(total):
             raise ValueError("decay='cosine' needs an end: set trainer.max_epochs or trainer.max_steps")
         scheduler = LambdaLR(optimizer, lambda step: self._factor(step, total))

@@ -1,6 +1,6 @@
 """Reward modelling: learning a score from preferences."""
 
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ class RewardModelling(Finetuning):
         warmup_steps: int = 0,
         decay: Literal["constant", "cosine"] = "cosine",
     ) -> None:
-        options = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
+        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__(*grow_reward_model(model), model.path, decay=decay, **options)
         self.validation_margins = CatMetric()
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: imitating completions."""
 
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,7 +38,7 @@ class SupervisedFinetuning(Finetuning):
         warmup_steps: int = 0,
         decay: Literal["constant", "cosine"] = "cosine",
     ) -> None:
-        options = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
+        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__(model.model, model.tokenizer, model.path, decay=decay, **options)
         self.validation_loss = MeanMetric()
         self.validation_accuracy = MeanMetric()

@@ -109,13 +109,20 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
     Raises:
         ValueError: the tokenizer knows ids beyond the model's embedding rows.
     """
-    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    highest, rows = max(tokenizer.get_vocab().values()), embedding_rows(model)
     if highest >= rows:
         raise ValueError(
             f"the tokenizer of {path!r} gives token ids up to {highest}, but the model has {rows} embedding rows "
             f"(ids 0 to {rows - 1}): they do not belong together; give the tokenizer the model was trained with, or "
             "resize the model's embeddings"
         )
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Number of token ids the model can read."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    return embeddings.num_embeddings
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -131,7 +138,7 @@ def max_positions(config: PretrainedConfig) -> int | None:
     return config.to_dict().get(config.attribute_map.get(name, name))
 
 
-def disable_dropout(model: PreTrainedModel) -> None:
+def disable_dropout(model: nn.Module) -> None:
     """Set every dropout rate to 0, in modules, in the numbers attention reads, and in the configuration.
 
     One set of weights is then one function, in train mode too.

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from klqlit.functional.masking import last_index
 from klqlit.models.language_model import LanguageModel, model_inputs
-from klqlit.models.loading import disable_dropout
+from klqlit.models.loading import disable_dropout, embedding_rows
 from klqlit.types import Sequences
 
 PAD_TOKEN = "<|padding|>"
@@ -56,7 +56,7 @@ def sequence_scores(model: PreTrainedModel, sequences: Sequences) -> Float[Tenso
 def _set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+    if tokenizer.pad_token_id >= embedding_rows(model):
         # The new row is never attended to, so what stands in it does not matter.
         model.resize_token_embeddings(tokenizer.pad_token_id + 1, mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
