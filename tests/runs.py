@@ -28,7 +28,7 @@ def quitter(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         # The first hidden coordinate is made constant, and only EOS reads it.
         model.gpt_neox.final_layer_norm.weight[0], model.gpt_neox.final_layer_norm.bias[0] = 0.0, 1.0
         model.get_output_embeddings().weight[:, 0] = 0.0
-        model.get_output_embeddings().weight[tokenizer.eos_token_id, 0] = 5.0
+        model.get_output_embeddings().weight[tokenizer.eos_token_id, 0] = 4.0
     return model
 
 

@@ -93,13 +93,6 @@ def test_data_and_metrics_see_no_model():
             assert own(file) <= LEAVES | {part}, file
 
 
-@pytest.mark.parametrize(
-    "name", ["functional", "types", "data", "metrics", "models", "rewards", "rollout", "algorithms"]
-)
-def test_every_layer_has_files(name):
-    assert in_part(name)
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_nothing_is_probed(file):
     calls = {

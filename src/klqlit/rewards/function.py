@@ -30,4 +30,5 @@ class FunctionReward(Reward):
             raise ValueError(
                 f"reward.function returned {len(scores)} scores for {len(completions)} completions; return one each"
             )
-        return torch.tensor([float(score) for score in scores], device=completions.sequences.tokens.device)
+        device = completions.sequences.tokens.device
+        return torch.tensor([float(score) for score in scores], dtype=torch.float32, device=device)

@@ -53,9 +53,7 @@ class RewardModel(Reward):
         disable_dropout(self.model)
         self.requires_grad_(False)
         self.max_tokens = max_tokens or max_positions(self.model.config)
-        if self.model.config.pad_token_id is None:
-            pad = self.tokenizer.pad_token_id
-            self.model.config.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
+        self._pad = self.model.config.get_text_config().pad_token_id
         self.batch_size = batch_size
         self.append_eos = append_eos
 
@@ -65,7 +63,7 @@ class RewardModel(Reward):
         rows = [self._tokens(text, bool(ended)) for text, ended in zip(texts, completions.ended, strict=True)]
         # Similar lengths together: less padding to compute.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        scores = torch.empty(len(rows), device=completions.sequences.tokens.device)
+        scores = torch.empty(len(rows), dtype=torch.float32, device=completions.sequences.tokens.device)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             scores[chosen] = self._score([rows[i] for i in chosen]).to(scores)
@@ -82,8 +80,17 @@ class RewardModel(Reward):
         """Scores of token rows, padded on the right."""
         lengths = torch.tensor([len(row) for row in rows])
         width = int(lengths.max())
-        pad = self.model.config.pad_token_id
+        pad = self._pad_token(rows)
         tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask = torch.arange(width)[None] < lengths[:, None]
         output = self.model(input_ids=tokens.to(self.model.device), attention_mask=mask.long().to(self.model.device))
         return output.logits.squeeze(-1).float()
+
+    def _pad_token(self, rows: list[list[int]]) -> int:
+        """The model's pad token. Where it has none, a token that no row holds, so that none is hidden."""
+        if self._pad is None:
+            used = {token for row in rows for token in row}
+            free = next(token for token in range(len(used) + 1) if token not in used)
+            self.model.config.get_text_config().pad_token_id = free
+            return free
+        return self._pad

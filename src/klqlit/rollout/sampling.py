@@ -92,7 +92,8 @@ class Sampler:
         eos = policy.tokenizer.eos_token_id
         tokens = torch.full(size, eos, device=device)
         mask = torch.zeros(size, dtype=torch.bool, device=device)
-        logprobs, entropy = torch.zeros(size, device=device), torch.zeros(size, device=device)
+        # Single precision whatever the trainer makes the default: half as many bits would round the ratio off.
+        logprobs, entropy = torch.zeros((2, *size), dtype=torch.float32, device=device)
         ended = torch.zeros(size[0], dtype=torch.bool, device=device)
         uniforms = uniform_streams(prompts.seeds[rows], self.response_length).to(device)
         stop = StopStringCriteria(policy.tokenizer, self.stop_strings) if self.stop_strings else None
@@ -124,8 +125,8 @@ class Sampler:
 
 def uniform_streams(seeds: list[int], length: int) -> Float[Tensor, "B T"]:
     """Uniform numbers in [0, 1), one stream a row."""
-    streams = [torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(streams)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(length, generator=g, dtype=torch.float32) for g in generators])
 
 
 def draw(log_p: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:

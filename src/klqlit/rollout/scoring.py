@@ -16,7 +16,7 @@ PerToken = Callable[[Sequences], Float[Tensor, "B T"]]
 
 def by_chunks(per_token: PerToken, sequences: Sequences, size: int) -> Float[Tensor, "B T"]:
     """`per_token` of all rows, `size` rows at a time without their common padding; 0 where masked."""
-    result = torch.zeros(sequences.tokens.shape, device=sequences.tokens.device)
+    result = torch.zeros(sequences.tokens.shape, dtype=torch.float32, device=sequences.tokens.device)
     for rows in torch.arange(len(sequences), device=result.device).split(size):
         part = sequences.select(rows)
         width = part.tokens.shape[1]

@@ -1,0 +1,85 @@
+"""A learned reward model says what transformers alone says of each text, whoever stands beside it."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from builders import save, tiny_language_model, tiny_reward_model, tiny_tokenizer
+from klqlit.rewards.model import RewardModel
+from runs import make_completions, make_sequences
+
+TEXTS = [
+    ("How do I bake bread?", " Mix flour and water, then wait."),
+    ("What?", " No."),
+    ("\n\nHuman: Can you help me?", ""),
+    ("Who rises?", " My bread did, as everybody knows, for an hour."),
+]
+
+
+def completions(ended=None, texts=TEXTS):
+    """The policy's own tokens are of another tokenizer, and a reward on text must not care."""
+    return make_completions(texts, make_sequences([[319]] * len(texts), [[318, 317]] * len(texts)), ended)
+
+
+@pytest.fixture(scope="module", params=["gpt_neox", "llama", "gpt2", "qwen2"])
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["<pad>", "<eos>", None])
+def path(request, architecture, tmp_path_factory):
+    """Another vocabulary than the policies' of these tests have."""
+    tokenizer = tiny_tokenizer(pad_token=request.param, vocab_size=290)
+    model = tiny_reward_model(architecture, tokenizer)
+    model.resize_token_embeddings(len(tokenizer) + 2, mean_resizing=False)
+    return save(tmp_path_factory.mktemp("reward"), model, tokenizer)
+
+
+@torch.no_grad()
+def alone(path, text):
+    """The documented use of a reward model: one text, no padding."""
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    return model(**AutoTokenizer.from_pretrained(path)(text, return_tensors="pt")).logits.item()
+
+
+@pytest.mark.parametrize("size", [1, 3, 32])
+def test_scores_are_those_of_each_text_alone(path, size):
+    reward = RewardModel(path, append_eos=False, batch_size=size)
+    expected = [alone(path, prompt + completion) for prompt, completion in TEXTS]
+    assert reward(completions()).tolist() == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 4) for score in expected}) == 4
+
+
+def test_eos_closes_what_ended_by_itself_and_nothing_else(path):
+    reward = RewardModel(path)
+    found = reward(completions(ended=[True, False, True, False])).tolist()
+    closed = ["<eos>", "", "<eos>", ""]
+    expected = [alone(path, prompt + text + close) for (prompt, text), close in zip(TEXTS, closed, strict=True)]
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_model_is_frozen_and_without_dropout(path):
+    reward = RewardModel(path).train()
+    assert not any(p.requires_grad for p in reward.parameters())
+    assert torch.equal(reward(completions()), reward(completions()))
+
+
+def test_long_texts_lose_their_beginning(path):
+    texts = [("word " * 40, "end")]
+    reward = RewardModel(path, max_tokens=5, append_eos=False)
+    kept = AutoTokenizer.from_pretrained(path)("word " * 40 + "end")["input_ids"][-5:]
+    with torch.no_grad():
+        expected = reward.model(input_ids=torch.tensor([kept])).logits.item()
+    assert reward(completions(texts=texts)).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_texts_beyond_the_models_positions_are_scored(path):
+    assert RewardModel(path).max_tokens == 128
+    assert bool(RewardModel(path)(completions(texts=[("word " * 400, "end")])).isfinite().all())
+
+
+def test_a_language_model_is_no_reward_model(tmp_path):
+    tokenizer = tiny_tokenizer()
+    path = save(tmp_path, tiny_language_model("llama", tokenizer), tokenizer)
+    with pytest.raises(ValueError, match="is no reward model"):
+        RewardModel(path)
