@@ -5,46 +5,78 @@ from typing import final
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
+
+
+@final
+class Mean(Metric):
+    """A mean from sums and counts; `compute` adds both over ranks.
+
+    Double precision: a variance made of mean squares is lost in single precision where the mean is a thousand times the
+    deviation.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, total: Float[Tensor, ""], count: Float[Tensor, ""] | int) -> None:
+        """Add `count` numbers that sum to `total`."""
+        self.total += total.to(self.total)
+        self.count += count
+
+    def compute(self) -> Float[Tensor, ""]:
+        """Mean of all numbers."""
+        return self.total / self.count
 
 
 @final
 class Means(nn.Module):
-    """Means by name, each over all the numbers it was ever given since the last reset.
+    """Means by name, each over all the numbers it was ever given since the last reset."""
 
-    A thin shell over one `torchmetrics.MeanMetric` a name: states are sums, and `compute` adds them over ranks.
-    """
+    origin: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.metrics = nn.ModuleDict()
+        # New means belong where the module is, whatever the numbers' device: ranks exchange them from there.
+        self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def update(self, name: str, values: Tensor, mask: Bool[Tensor, "..."] | None = None) -> None:
         """Add numbers; where a mask is given, only those at True."""
-        if name not in self.metrics:
-            self.metrics[name] = MeanMetric(nan_strategy="disable").to(values.device)
-        self.metrics[name].update(values.detach() if mask is None else values.detach()[mask])
+        chosen = values.detach() if mask is None else values.detach()[mask]
+        self._add(name, chosen.double().sum(), chosen.numel())
 
     def compute(self) -> dict[str, float]:
         """All means, over all ranks."""
-        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        return {name: float(self._mean(name).compute()) for name in self.metrics}
 
     def reset(self) -> None:
-        """Forget everything."""
-        for metric in self.metrics.values():
-            metric.reset()
+        """Forget everything, names included."""
+        self.metrics.clear()
 
     def sums(self) -> dict[str, Float[Tensor, "2"]]:
-        """Weighted sum and weight by name: what a checkpoint keeps."""
-        return {
-            name: torch.stack([metric.mean_value, metric.weight]).detach().cpu()
-            for name, metric in self.metrics.items()
-        }
+        """Sum and count by name: what a checkpoint keeps."""
+        means = {name: self._mean(name) for name in self.metrics}
+        return {name: torch.stack([mean.total, mean.count]).cpu() for name, mean in means.items()}
 
     def restore(self, sums: dict[str, Float[Tensor, "2"]]) -> None:
         """Continue from what `sums` returned."""
-        for name, (total, weight) in sums.items():
-            self.metrics[name] = MeanMetric(nan_strategy="disable")
-            self.metrics[name].mean_value = total.clone()
-            self.metrics[name].weight = weight.clone()
-            self.metrics[name]._update_count = 1
+        self.reset()
+        for name, (total, count) in sums.items():
+            self._add(name, total, count.to(self.origin.device))
+
+    def _add(self, name: str, total: Float[Tensor, ""], count: Float[Tensor, ""] | int) -> None:
+        if name not in self.metrics:
+            self.metrics[name] = Mean().to(self.origin.device)
+        self._mean(name).update(total, count)
+
+    def _mean(self, name: str) -> Mean:
+        mean = self.metrics[name]
+        assert isinstance(mean, Mean)
+        return mean

@@ -1,0 +1,81 @@
+"""Means over everything given since the last reset."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from klqlit.metrics.means import Means
+
+examples = settings(max_examples=30, deadline=None, derandomize=True, database=None)
+
+
+def test_a_mean_weighs_numbers_and_not_updates():
+    means = Means()
+    means.update("a", torch.tensor([1.0, 2.0, 3.0]))
+    means.update("a", torch.tensor([10.0]))
+    means.update("b", torch.tensor(7.0))
+    assert means.compute() == {"a": 4.0, "b": 7.0}
+
+
+def test_masked_numbers_are_never_read():
+    means = Means()
+    means.update("a", torch.tensor([[1.0, float("nan")], [3.0, 5.0]]), torch.tensor([[True, False], [True, True]]))
+    assert means.compute() == {"a": 3.0}
+
+
+@examples
+@given(st.lists(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_the_split_into_updates_does_not_matter(parts):
+    split, whole = Means(), Means()
+    for part in parts:
+        split.update("a", torch.tensor(part))
+    whole.update("a", torch.tensor([x for part in parts for x in part]))
+    assert split.compute()["a"] == pytest.approx(whole.compute()["a"], abs=1e-6)
+
+
+def test_nan_is_not_hidden():
+    means = Means()
+    means.update("a", torch.tensor([1.0, float("nan")]))
+    assert means.compute()["a"] != means.compute()["a"]
+
+
+def test_reset_forgets_names_too():
+    means = Means()
+    means.update("a", torch.tensor([1.0]))
+    means.reset()
+    assert means.compute() == {}
+    means.update("b", torch.tensor([2.0]))
+    assert means.compute() == {"b": 2.0}
+
+
+def test_restored_means_go_on_where_they_were():
+    means, copy = Means(), Means()
+    means.update("a", torch.tensor([1.0, 2.0]))
+    means.update("b", torch.tensor([5.0]))
+    copy.restore(means.sums())
+    for each in (means, copy):
+        each.update("a", torch.tensor([6.0]))
+    assert copy.compute() == means.compute() == {"a": 3.0, "b": 5.0}
+
+
+def test_restoring_replaces_what_was_there():
+    means = Means()
+    means.update("old", torch.tensor([1.0]))
+    means.restore({})
+    assert means.compute() == {}
+
+
+def test_gradients_are_not_kept():
+    means = Means()
+    means.update("a", torch.ones(2, requires_grad=True) * 2)
+    assert not means.sums()["a"].requires_grad
+
+
+def test_many_small_numbers_are_not_lost():
+    """2^24 + 1 is no float32: a sum of float32 stands still there."""
+    means = Means()
+    means.update("a", torch.tensor([2.0**24]))
+    for _ in range(64):
+        means.update("a", torch.tensor([1.0]))
+    assert means.compute()["a"] == pytest.approx((2**24 + 64) / 65, rel=1e-9)
