@@ -181,7 +181,7 @@ class OnlineDataModule(L.LightningDataModule):
             tokens=torch.tensor(padded),
             mask=torch.arange(width)[None] >= width - lengths[:, None],
             seeds=seeds,
-            columns={name: [row.get(name) for row in rows] for name in rows[0] if name != "prompt"},
+            columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
         )
 
     def _permutation(self, size: int, *counters: int | str) -> torch.Tensor:
@@ -196,6 +196,8 @@ class OnlineDataModule(L.LightningDataModule):
             raise ValueError(f"data.source has no {split} prompts: give it a larger file or validation split")
         if split == "validation":
             rows = rows[: self.validation_prompts]
+        names = dict.fromkeys(name for row in rows for name in row)
+        rows = [{name: row.get(name) for name in names} for row in rows]
         lengths = [len(tokens) for tokens in self._collector.encode([row["prompt"] for row in rows])]
         short = [
             row if length <= self.max_prompt_tokens else row | {"prompt": self._shortened(row["prompt"])}

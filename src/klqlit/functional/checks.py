@@ -9,7 +9,7 @@ def check_positive(name: str, value: float | int, advice: str) -> None:
         raise ValueError(f"{name} must be a finite number above 0, got {value}: {advice}")
 
 
-def check_not_negative(name: str, value: float, advice: str) -> None:
+def check_not_negative(name: str, value: float | int, advice: str) -> None:
     """Refuse anything but a finite number of at least 0."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value}: {advice}")

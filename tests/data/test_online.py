@@ -1,0 +1,251 @@
+"""Prompts, phases and minibatches of the online data module."""
+
+import lightning as L
+import pytest
+import torch
+
+from klqlit.algorithms.klq import KLQ
+from klqlit.data.online import PhaseLoader, flatten, unflatten
+from klqlit.rewards.function import FunctionReward
+from klqlit.rollout.sampling import Sampler
+from runs import ListSource, Watch, make_data, make_module, make_trainer, questions
+
+
+class Asked(L.Callback):
+    """Keeps the prompts that were collected."""
+
+    def __init__(self):
+        self.prompts = []
+
+    def setup(self, trainer, module, stage):
+        collect = module.collect
+
+        def asked(prompts):
+            self.prompts.append(prompts)
+            return collect(prompts)
+
+        module.collect = asked
+
+
+@pytest.fixture
+def fit(quitter_dir, tmp_path):
+    """Runs a fit and returns what was asked, what was seen, and the data module."""
+
+    def run(phases=2, module=None, trainer=None, **options):
+        asked, watch, data = Asked(), Watch(), make_data(**options)
+        small = {"sampler": Sampler(response_length=2)}
+        runner = make_trainer(tmp_path, asked, watch, **({"max_epochs": phases} | (trainer or {})))
+        runner.fit(make_module(quitter_dir, KLQ, **(small | (module or {}))), data)
+        return asked.prompts, watch, data
+
+    return run
+
+
+def numbers(prompts):
+    return prompts.columns["number"]
+
+
+def test_a_phase_is_epochs_times_minibatches_optimizer_steps(fit):
+    _, watch, data = fit(rollouts=12, minibatches=3, epochs=2)
+    assert data.steps == 6
+    assert len(watch.gradients) == 12
+    assert [batch.step for batch in watch.batches] == [*range(6), *range(6)]
+    assert [batch.version for batch in watch.batches] == [0] * 6 + [6] * 6
+
+
+def test_each_pass_over_a_phase_uses_each_row_once_in_another_order(fit):
+    _, watch, _ = fit(phases=1, rollouts=12, minibatches=3, epochs=2)
+    rows = [tuple(row.tolist()) for batch in watch.batches for row in batch.experience.logprobs.round(decimals=4)]
+    sums = [round(sum(row), 3) for row in rows]
+    assert sorted(sums[:12]) == sorted(sums[12:])
+    assert sums[:12] != sums[12:]
+    assert len(set(sums)) > 6
+
+
+def test_tokens_are_those_of_the_whole_step(fit):
+    _, watch, _ = fit(rollouts=8, minibatches=2, trainer={"accumulate_grad_batches": 2})
+    assert len(watch.gradients) == 8
+    assert len(watch.batches) == 16
+    for one, other in zip(watch.batches[::2], watch.batches[1::2], strict=True):
+        assert (len(one.experience), len(other.experience)) == (2, 2)
+        assert one.tokens == other.tokens == int(one.experience.mask.sum() + other.experience.mask.sum())
+        assert (one.step, one.version) == (other.step, other.version)
+
+
+def test_each_prompt_is_used_once_a_pass_and_the_order_changes(fit):
+    """20 prompts, 8 a phase: five phases are two passes, and a phase may straddle them."""
+    asked, _, _ = fit(phases=5)
+    order = [number for prompts in asked for number in numbers(prompts)]
+    assert sorted(order[:20]) == list(range(20))
+    assert sorted(order[20:40]) == list(range(20))
+    assert order[:20] != order[20:40]
+    assert order[:20] != list(range(20))
+
+
+def test_samples_of_a_prompt_are_neighbours_with_seeds_of_their_own(fit):
+    asked, _, _ = fit(samples_per_prompt=4)
+    for prompts in asked:
+        assert prompts.texts == [text for text in prompts.texts[::4] for _ in range(4)]
+        assert len(set(prompts.seeds)) == 8
+    first, second = (set(prompts.texts) for prompts in asked)
+    assert len(first | second) == 4
+
+
+def test_no_seed_is_used_twice(fit):
+    asked, _, _ = fit(phases=3)
+    assert len({seed for prompts in asked for seed in prompts.seeds}) == 24
+
+
+def test_the_seed_decides(fit):
+    one, again, other = fit(seed=1)[0], fit(seed=1)[0], fit(seed=2)[0]
+    assert [p.texts for p in one] == [p.texts for p in again]
+    assert [p.seeds for p in one] == [p.seeds for p in again]
+    assert [p.texts for p in one] != [p.texts for p in other]
+    assert not {s for p in one for s in p.seeds} & {s for p in other for s in p.seeds}
+
+
+def test_prompts_are_padded_on_the_left(fit):
+    asked, _, _ = fit(phases=1)
+    for prompts in asked:
+        assert bool(prompts.mask[:, -1].all())
+        assert bool((prompts.mask.long().diff(dim=1) >= 0).all())
+        assert prompts.mask.any(dim=0).all()
+        assert len(set(prompts.mask.sum(dim=1).tolist())) > 1
+
+
+def test_columns_reach_the_reward(quitter_dir, tmp_path):
+    seen = []
+
+    def reward(prompts, completions, number, **columns):
+        seen.extend(zip(prompts, number, strict=True))
+        return [0.0] * len(prompts)
+
+    make_trainer(tmp_path, max_epochs=1).fit(make_module(quitter_dir, reward=FunctionReward(reward)), make_data())
+    texts = questions(20)
+    assert len(seen) == 8
+    assert all(texts[number] == prompt for prompt, number in seen)
+
+
+def test_rows_need_not_have_the_same_columns(quitter_dir, tmp_path):
+    """A column that one row lacks is None there, whichever row stands first."""
+    source = ListSource(questions(8))
+    rows = source.rows("train")
+    for row in rows[:-1]:
+        del row["number"]
+    source.rows = lambda split: rows
+    asked = Asked()
+    make_trainer(tmp_path, asked, max_epochs=3).fit(make_module(quitter_dir), make_data(source=source))
+    for prompts in asked.prompts:
+        assert sorted(prompts.columns["number"], key=str) == [7, *[None] * 7]
+
+
+# Limits -------------------------------------------------------------------------------------------------------------
+
+
+def test_long_prompts_are_shortened_and_counted(quitter_dir, tmp_path, caplog):
+    asked = Asked()
+    source = ListSource(["what?", "a very long question about nothing in particular?", *["ok?"] * 6], ["why?"])
+    data = make_data(source=source, max_prompt_tokens=5)
+    module = make_module(quitter_dir)
+    with caplog.at_level("INFO"):
+        make_trainer(tmp_path, asked, max_epochs=1).fit(module, data)
+    assert "1 of 8 train prompts are longer than max_prompt_tokens=5 and were shortened" in caplog.text
+    assert "validation prompts are longer" not in caplog.text
+    texts = asked.prompts[0].texts
+    shortened = [text for text in texts if text not in ("what?", "ok?")]
+    assert len(shortened) == 1
+    assert source.texts["train"][1].endswith(shortened[0])
+    assert max(len(tokens) for tokens in module.encode(texts)) == 5
+
+
+def test_prompt_and_response_beyond_the_models_positions_are_refused(quitter_dir, tmp_path):
+    module = make_module(quitter_dir, sampler=Sampler(response_length=100))
+    with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=32 does not fit: .* room for 28 prompt tokens"):
+        make_trainer(tmp_path).fit(module, make_data())
+    make_trainer(tmp_path, max_steps=1).fit(module, make_data(max_prompt_tokens=28))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rollouts": 10, "minibatches": 4}, r"data\.minibatches=4 does not divide data\.rollouts=10"),
+        ({"samples_per_prompt": 3}, r"data\.samples_per_prompt=3 does not divide data\.rollouts=8"),
+        ({"rollouts": 0}, r"data\.rollouts=0 must be at least 1"),
+        ({"epochs": 0}, r"data\.epochs=0 must be at least 1"),
+        ({"max_prompt_tokens": -1}, r"data\.max_prompt_tokens=-1 must be at least 1"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_data(**options)
+
+
+def test_micro_batches_that_do_not_divide_are_refused(quitter_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"a minibatch of 4 rows .* trainer\.accumulate_grad_batches=3"):
+        make_trainer(tmp_path, accumulate_grad_batches=3).fit(make_module(quitter_dir), make_data())
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_source_without_prompts_is_refused(quitter_dir, tmp_path, split):
+    source = ListSource(questions(8))
+    source.texts[split] = []
+    with pytest.raises(ValueError, match=rf"data\.source has no {split} prompts"):
+        make_trainer(tmp_path).fit(make_module(quitter_dir), make_data(source=source))
+
+
+# Validation ---------------------------------------------------------------------------------------------------------
+
+
+def test_validation_uses_each_held_out_prompt_once_with_seeds_that_stay(quitter_dir, tmp_path):
+    batches = []
+
+    class Seen(L.Callback):
+        def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+            batches.append(batch)
+
+    source = ListSource(questions(8), [f"held out {i}" for i in range(7)])
+    data = make_data(source=source, validation_prompts=5, validation_batch_size=2)
+    make_trainer(tmp_path, Seen(), limit_val_batches=1.0).fit(make_module(quitter_dir), data)
+    assert [numbers(batch) for batch in batches] == [[0, 1], [2, 3], [4]] * 2
+    assert [batch.seeds for batch in batches[:3]] == [batch.seeds for batch in batches[3:]]
+    assert batches[0].texts == ["held out 0", "held out 1"]
+
+
+# State --------------------------------------------------------------------------------------------------------------
+
+
+def test_experience_survives_a_checkpoint(fit, tmp_path):
+    _, watch, _ = fit(phases=1)
+    experience = watch.batches[0].experience
+    torch.save(flatten(experience), tmp_path / "phase.pt")
+    again = unflatten(torch.load(tmp_path / "phase.pt", weights_only=True))
+    for name, value in flatten(experience).items():
+        assert torch.equal(flatten(again)[name], value)
+
+
+def test_state_between_phases_is_a_counter(fit):
+    _, _, data = fit(phases=3)
+    assert data.state_dict() == {"phase": 3, "version": 0, "experience": None}
+
+
+def test_state_within_a_phase_holds_its_rows(fit):
+    _, _, data = fit(trainer={"max_steps": 6, "max_epochs": -1})
+    state = data.state_dict()
+    assert (state["phase"], state["version"]) == (1, 4)
+    assert len(unflatten(state["experience"])) == 8
+
+
+def test_a_cut_epoch_goes_on_with_the_same_phase(fit):
+    """Lightning may stop an epoch early; rows are neither lost nor stale then."""
+    asked, watch, _ = fit(phases=3, trainer={"limit_train_batches": 3})
+    assert [(batch.version, batch.step) for batch in watch.batches] == [
+        *[(0, 0), (0, 1), (0, 2)],
+        (0, 3),
+        *[(4, 0), (4, 1), (4, 2)],
+    ]
+    assert len(asked) == 2
+
+
+def test_the_loader_says_how_many_batches_it_has(fit):
+    _, _, data = fit(trainer={"accumulate_grad_batches": 2}, phases=1)
+    assert len(PhaseLoader(data)) == 8
