@@ -2,7 +2,8 @@
 
 Axes: N states, V vocabulary. A problem has P prompts and responses of at most T tokens; its last token, V - 1, is EOS,
 and the other L = V - 1 are letters. States are numbered breadth first: the prompts are 0..P-1, and letter l takes state
-s to P + s L + l. EOS, and whatever is chosen as token T, leads to the end, state N - 1: it leads to itself and is worth 0.
+s to P + s L + l. EOS, and whatever is chosen as token T, leads to the end, state N - 1, which leads to itself and is
+worth 0.
 """
 
 import torch
@@ -33,9 +34,7 @@ def state_tree(*, prompts: int, vocab_size: int, horizon: int) -> Int[Tensor, "N
     return torch.cat([after_letters, torch.full((end + 1, 1), end)], dim=1)
 
 
-def walk(
-    next_states: Int[Tensor, "N V"], start: Int[Tensor, " B"], tokens: Int[Tensor, "B T"]
-) -> Int[Tensor, "B T"]:
+def walk(next_states: Int[Tensor, "N V"], start: Int[Tensor, " B"], tokens: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
     """The states s_0..s_{T-1} in which the tokens are chosen, with s_0 = start."""
     states = [start]
     for t in range(tokens.shape[1] - 1):
