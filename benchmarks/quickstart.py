@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py [--task mini_hh] [--out runs]
 
-A stage whose model is there is not repeated, and one that was interrupted goes on where it was. Writes a table, a figure
-and samples next to the runs.
+A stage whose model is there is not repeated, and one that was interrupted goes on where it was. Prints a table and
+samples, and draws the curves.
 """
 
 import argparse

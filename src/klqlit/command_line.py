@@ -131,7 +131,7 @@ def quieten() -> None:
     for pattern in NOISE:
         warnings.filterwarnings("ignore", pattern)
     transformers_logging.disable_progress_bar()
-    chatter = ("GPU available", "TPU available", "💡 Tip", "`Trainer.fit` stopped", "Restor")
+    chatter = ("GPU available", "TPU available", "💡 Tip", "`Trainer.fit` stopped", "Restor", "Loading `train_")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not record.getMessage().startswith(chatter)
     )
