@@ -43,7 +43,9 @@ def main() -> None:
         run_stage(arguments.task, stage, runs)
     cells = [(algorithm, seed) for seed in range(1, arguments.seeds + 1) for algorithm in ALGORITHMS]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda cell: train(arguments.task, runs, *cell, arguments.options), cells))
+        list(
+            pool.map(lambda cell: train(runs, runs / "seeds" / "{}-{}".format(*cell), *cell, arguments.options), cells)
+        )
     results = {name: [measure(runs, name, seed) for seed in range(1, arguments.seeds + 1)] for name in ALGORITHMS}
     (runs / "seeds.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = as_markdown(results)
@@ -51,14 +53,13 @@ def main() -> None:
     print(table)
 
 
-def train(task: str, runs: Path, algorithm: str, seed: int, options: list[str]) -> None:
-    """One run in a process of its own, on one thread."""
-    folder = runs / "seeds" / f"{algorithm}-{seed}"
+def train(runs: Path, folder: Path, algorithm: str, seed: int, options: list[str]) -> None:
+    """One run of the task in `runs`, in a process of its own, on one thread, unless it was finished before."""
     if (folder / "model").is_dir():
         return
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [
-        f"--config={ROOT / 'configs' / f'{task}_{algorithm}.yaml'}",
+        f"--config={ROOT / 'configs' / f'{runs.name}_{algorithm}.yaml'}",
         f"--run_dir={folder}",
         f"--seed_everything={seed}",
         f"--model.policy.path={runs / 'sft' / 'model'}",
@@ -73,7 +74,7 @@ def train(task: str, runs: Path, algorithm: str, seed: int, options: list[str]) 
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-    print(f"{algorithm} seed {seed}: done", flush=True)
+    print(f"{folder.name}: done", flush=True)
 
 
 def measure(runs: Path, algorithm: str, seed: int) -> dict[str, float]:
