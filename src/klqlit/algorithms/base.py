@@ -72,8 +72,8 @@ class RLHFModule(L.LightningModule, ABC):
         # A policy that starts as its own reference must give KL 0 at first; one with a reference of its own need not.
         self.starts_at_reference = reference is None
         self.reference = policy.frozen_copy() if reference is None else reference.requires_grad_(False)
-        self.reward = reward
-        self.gold = gold
+        self.reward = reward.requires_grad_(False)
+        self.gold = None if gold is None else gold.requires_grad_(False)
         self.sampler = sampler or Sampler()
         self.shaping = shaping or RewardShaping()
         self.optimization = optimization or Optimization()
@@ -120,6 +120,8 @@ class RLHFModule(L.LightningModule, ABC):
     def collect(self, prompts: Prompts) -> Experience:
         """Sample, score and attach targets, with the present weights."""
         self.stopwatch.lap()
+        # A run resumed after the last step of a phase skips that phase's end.
+        self.training_metrics.reset()
         with torch.no_grad():
             rollout = gather(self.roll_out(prompts))
             shaped = self.shaping(rollout.rewards, rollout.completions.ended, rollout.mask)
@@ -197,7 +199,9 @@ class RLHFModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches) if self.optimization.needs_total_steps else None
-        return self.optimization.build(self.policy, self.critic, total)
+        # Lightning clips no gradients of a fused optimizer under mixed precision.
+        fused = "mixed" not in str(self.trainer.precision)
+        return self.optimization.build(self.policy, self.critic, total, fused=fused)
 
     def evaluate(self, sequences: Sequences) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probabilities and values of given responses under the present weights."""

@@ -27,8 +27,9 @@ class Mean(Metric):
 
     def update(self, total: Float[Tensor, ""], count: Float[Tensor, ""] | int) -> None:
         """Add `count` numbers that sum to `total`."""
-        self.total += total.to(self.total)
-        self.count += count
+        # Not in place: what a validation of its own leaves behind are inference tensors.
+        self.total = self.total + total.to(self.total)
+        self.count = self.count + count
 
     def compute(self) -> Float[Tensor, ""]:
         """Mean of all numbers."""

@@ -24,8 +24,9 @@ class WinRate(Metric):
 
     def update(self, scores: Float[Tensor, " B"], other: Float[Tensor, " B"]) -> None:
         """Add pairs by the scores of both sides."""
-        self.wins += (scores > other).sum() + 0.5 * (scores == other).sum()
-        self.pairs += len(scores)
+        # Not in place: what a validation of its own leaves behind are inference tensors.
+        self.wins = self.wins + (scores > other).sum() + 0.5 * (scores == other).sum()
+        self.pairs = self.pairs + len(scores)
 
     def compute(self) -> Tensor:
         """Win rate in [0, 1]."""

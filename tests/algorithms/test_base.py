@@ -1,0 +1,414 @@
+"""What every online algorithm shares, seen in real runs of a tiny model."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from klqlit.algorithms.base import FROZEN
+from klqlit.algorithms.checks import Divergence, StaleRollout
+from klqlit.algorithms.klq import KLQ
+from klqlit.algorithms.optimization import Optimization
+from klqlit.algorithms.ppo import PPO
+from klqlit.functional import kl_penalised_rewards, monte_carlo_returns
+from klqlit.models.critic import Critic, SeparateCritic, SharedCritic
+from klqlit.models.policy import LanguagePolicy, Policy
+from klqlit.rewards.base import Reward
+from klqlit.rewards.function import FunctionReward
+from klqlit.rewards.shaping import RewardShaping
+from klqlit.rollout.sampling import Sampler
+from runs import (
+    ListSource,
+    Watch,
+    make_data,
+    make_module,
+    make_trainer,
+    nothing,
+    vowels,
+    weights,
+)
+
+ALGORITHMS = [KLQ, PPO]
+
+
+@pytest.fixture
+def fit(quitter_dir, tmp_path):
+    """Runs a fit of two phases and returns what was seen, and the module."""
+
+    def run(algorithm=KLQ, *callbacks, trainer=None, data=None, path=None, **options):
+        watch = Watch()
+        module = make_module(path or quitter_dir, algorithm, **options)
+        make_trainer(tmp_path, watch, *callbacks, **(trainer or {})).fit(module, make_data(**(data or {})))
+        return watch, module
+
+    return run
+
+
+def close(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# The split of a step ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_gradients_do_not_depend_on_the_split_into_micro_batches(fit, algorithm, shared):
+    """Responses of 1 to 6 tokens: means per micro-batch would weigh them wrongly."""
+    options = {"critic": SharedCritic if shared else SeparateCritic, "data": {"rollouts": 16}}
+    whole, _ = fit(algorithm, **options)
+    assert len({int(batch.experience.mask.sum()) for batch in whole.batches}) > 2
+    for parts in (2, 4):
+        split, _ = fit(algorithm, trainer={"accumulate_grad_batches": parts}, **options)
+        assert len(split.batches) == parts * len(whole.batches)
+        for mine, theirs in zip(split.gradients, whole.gradients, strict=True):
+            close(mine, theirs, atol=1e-6, rtol=1e-5)
+        for mine, theirs in zip(split.metrics, whole.metrics, strict=True):
+            for name in ("train/loss", "train/kl_old", "train/policy_grad_norm", "reward/score"):
+                assert mine[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-7)
+
+
+def test_the_gradient_is_that_of_the_mean_over_the_tokens_of_the_minibatch(fit):
+    """Against a plain computation of eq. (6) on the whole minibatch."""
+    watch, module = fit(KLQ, trainer={"max_steps": 1, "accumulate_grad_batches": 2}, tau=0.3)
+    fresh = make_module(module.policy.path, KLQ, tau=0.3)
+    total, tokens = 0.0, 0
+    for batch in watch.batches:
+        experience = batch.experience
+        logprobs, values = fresh.evaluate(experience.sequences)
+        q = 0.3 * (logprobs - experience.ref_logprobs) + values
+        total = total + 0.5 * ((q - experience.returns)[experience.mask] ** 2).sum()
+        tokens += int(experience.mask.sum())
+    (total / tokens).backward()
+    expected = {name: p.grad for name, p in fresh.named_parameters() if p.grad is not None}
+    close(watch.gradients[0], expected, atol=1e-6, rtol=1e-5)
+
+
+# Freshness ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_ratio_at_the_first_minibatch_of_every_phase_is_one(fit, algorithm, temperature):
+    sampler = Sampler(response_length=6, temperature=temperature)
+    watch, _ = fit(algorithm, sampler=sampler, trainer={"max_epochs": 4, "accumulate_grad_batches": 2})
+    errors = [metrics["train/first_ratio_error"] for metrics in watch.metrics]
+    assert len(errors) == 4
+    assert max(errors) < 1e-4
+    # And the policy did move within each phase, so that an older rollout would have shown.
+    assert min(metrics["train/kl_old"] for metrics in watch.metrics) > 1e-6
+
+
+def test_a_phase_collected_one_update_early_is_refused(quitter_dir, tmp_path):
+    """An endless loader has no length, so Lightning fetches a batch ahead: across the end of a phase it is stale."""
+    data, module = make_data(), make_module(quitter_dir)
+
+    class Endless:
+        def __iter__(self):
+            while True:
+                yield from data.phase_batches()
+
+    data.train_dataloader = Endless
+    with pytest.raises(StaleRollout, match="at step 4: rollouts must not be prefetched or reused"):
+        make_trainer(tmp_path, max_steps=20).fit(module, data)
+
+
+def test_a_batch_of_other_weights_is_refused(fit):
+    class Old(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 2:
+                batch.version = 1
+
+    with pytest.raises(StaleRollout, match="sampled at optimizer step 1 for step 3, but the trainer is at step 2"):
+        fit(KLQ, Old())
+
+
+# The start ----------------------------------------------------------------------------------------------------------
+
+
+class Forgetful(Policy):
+    """A policy whose forward ignores the temperature that its decode is sampled at."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.inner = LanguagePolicy(path)
+        self.tokenizer = self.inner.tokenizer
+
+    @property
+    def vocab_size(self):
+        return self.inner.vocab_size
+
+    @property
+    def max_positions(self):
+        return self.inner.max_positions
+
+    def forward(self, sequences, *, temperature, features=False):
+        return self.inner(sequences, temperature=1.0, features=features)
+
+    def decode(self, tokens, mask, cache):
+        return self.inner.decode(tokens, mask, cache)
+
+    def save(self, directory, card):
+        raise NotImplementedError
+
+
+class FlatCritic(Critic):
+    """One number for all states."""
+
+    reads_features = False
+
+    def __init__(self, policy):
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def forward(self, sequences, features):
+        return self.value.expand(sequences.tokens.shape)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_policy_starts_at_its_reference(fit, algorithm):
+    watch, _ = fit(algorithm, trainer={"max_epochs": 1})
+    assert abs(watch.metrics[0]["kl/sequence"]) < 1e-5
+    assert watch.metrics[0]["kl/token_k3"] < 1e-8
+
+
+def test_a_policy_that_is_not_its_own_reference_at_the_start_is_refused(fit, quitter_dir):
+    options = {"policy": Forgetful(quitter_dir), "critic": FlatCritic}
+    with pytest.raises(ValueError, match=r"policy and reference differ by .* nats a token.*ignores `temperature`"):
+        fit(KLQ, sampler=Sampler(response_length=6, temperature=2.0), **options)
+    options = {"policy": Forgetful(quitter_dir), "critic": FlatCritic}
+    fit(KLQ, sampler=Sampler(response_length=6, temperature=1.0), **options)
+
+
+def test_a_reference_of_its_own_may_differ(fit, model_dir):
+    watch, module = fit(KLQ, path=model_dir("llama"), reference=LanguagePolicy(model_dir("llama", seed=1)))
+    assert watch.metrics[0]["kl/sequence"] > 0.1
+    assert not any(p.requires_grad for p in module.reference.parameters())
+
+
+# Divergence ---------------------------------------------------------------------------------------------------------
+
+
+class Spoiled(L.Callback):
+    """Makes a gradient NaN after the backward pass of one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_after_backward(self, trainer, module):
+        if trainer.global_step == self.step:
+            self.before = weights(module)
+            next(module.policy.parameters()).grad[0] = math.nan
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(quitter_dir, tmp_path):
+    spoil, module = Spoiled(step=2), make_module(quitter_dir)
+    with pytest.raises(Divergence, match="the policy's gradient became nan at optimizer step 2"):
+        make_trainer(tmp_path, spoil).fit(module, make_data())
+    close(weights(module), spoil.before, atol=0, rtol=0)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(quitter_dir, tmp_path):
+    class Endless(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 3:
+                self.before = weights(module)
+                batch.experience.returns[0, 0] = math.inf
+
+    endless, module = Endless(), make_module(quitter_dir)
+    with pytest.raises(Divergence, match=r"the loss became inf at optimizer step 3.*optimization\.lr"):
+        make_trainer(tmp_path, endless).fit(module, make_data())
+    close(weights(module), endless.before, atol=0, rtol=0)
+
+
+def test_nan_in_padding_is_no_divergence(quitter_dir, tmp_path):
+    class Rubbish(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            for name in ("logprobs", "ref_logprobs", "values", "advantages", "returns"):
+                getattr(batch.experience, name)[~batch.experience.mask] = 1e30
+
+    clean, dirty = Watch(), Watch()
+    for algorithm in ALGORITHMS:
+        make_trainer(tmp_path, clean).fit(make_module(quitter_dir, algorithm), make_data())
+        make_trainer(tmp_path, Rubbish(), dirty).fit(make_module(quitter_dir, algorithm), make_data())
+    for mine, theirs in zip(dirty.gradients, clean.gradients, strict=True):
+        close(mine, theirs, atol=0, rtol=0)
+
+
+# Frozen parts -------------------------------------------------------------------------------------------------------
+
+
+class Weighing(Reward):
+    """A reward with weights that somebody forgot to freeze."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, completions):
+        return self.weight * completions.sequences.mask.sum(dim=1)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_frozen_parts_get_no_gradient_and_never_change(fit, algorithm):
+    module = {"reward": Weighing(), "gold": Weighing()}
+    watch, trained = fit(algorithm, **module)
+    assert any(name.startswith(FROZEN) for name in watch.weights[0])
+    for name, value in watch.weights[-1].items():
+        if name.startswith(FROZEN):
+            assert torch.equal(value, watch.weights[0][name]), name
+    assert not any(name.startswith(FROZEN) for gradients in watch.gradients for name in gradients)
+    for part in (trained.reference, trained.reward, trained.gold):
+        assert not any(p.requires_grad for p in part.parameters())
+    first, last = watch.weights[0], watch.weights[-1]
+    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], last[name])}
+    assert {"policy", "critic"} <= changed
+
+
+# What is measured ---------------------------------------------------------------------------------------------------
+
+
+class Kept(L.Callback):
+    """Keeps the rollouts that targets are made of."""
+
+    def __init__(self):
+        self.rollouts = []
+
+    def setup(self, trainer, module, stage):
+        targets = module.targets
+
+        def kept(rollout):
+            self.rollouts.append(rollout)
+            return targets(rollout)
+
+        module.targets = kept
+
+
+def test_phase_metrics_are_those_of_the_rollout(fit):
+    kept = Kept()
+    watch, module = fit(KLQ, kept, tau=0.2, gold=FunctionReward(nothing), trainer={"max_epochs": 3})
+    for rollout, metrics in zip(kept.rollouts, watch.metrics, strict=True):
+        mask = rollout.mask
+        logratio = (rollout.logprobs - rollout.ref_logprobs).double()
+        kl = torch.where(mask, logratio, 0).sum(dim=1)
+        assert metrics["reward/score"] == pytest.approx(float(rollout.scores.mean()))
+        assert metrics["reward/gold"] == 0.0
+        assert metrics["objective/J"] == pytest.approx(float((rollout.scores - 0.2 * kl).mean()))
+        assert metrics["policy/length"] == pytest.approx(float(mask.sum() / len(mask)))
+        rewards = kl_penalised_rewards(rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=0.2)
+        returns = monte_carlo_returns(rewards, mask, gamma=1.0)[mask]
+        errors = returns - rollout.values[mask]
+        explained = 1 - errors.var(correction=0) / returns.var(correction=0)
+        assert metrics["critic/explained_variance"] == pytest.approx(float(explained), abs=1e-4)
+        assert metrics["critic/value"] == pytest.approx(float(rollout.values[mask].mean()), abs=1e-6)
+        assert metrics["critic/return"] == pytest.approx(float(returns.mean()), abs=1e-6)
+        assert {"time/generation", "time/scoring"} <= metrics.keys()
+    assert [rollout.version for rollout in kept.rollouts] == [0, 4, 8]
+    assert module.trainer.callback_metrics["time/optimization"] > 0
+
+
+def test_scores_are_logged_as_they_came_and_rewards_are_shaped(fit):
+    kept = Kept()
+    fit(KLQ, kept, shaping=RewardShaping(scale=3.0), trainer={"max_epochs": 1})
+    rollout = kept.rollouts[0]
+    torch.testing.assert_close(rollout.rewards.sum(dim=1), 3 * rollout.scores)
+    last = rollout.mask.sum(dim=1) - 1
+    assert bool((rollout.rewards.gather(1, last[:, None]).squeeze(1) == rollout.rewards.sum(dim=1)).all())
+
+
+def test_train_metrics_weigh_tokens(fit):
+    """The mean of `kl_old` over all tokens of all steps, not over batches."""
+    watch, _ = fit(KLQ, trainer={"max_epochs": 1, "accumulate_grad_batches": 4}, data={"epochs": 1, "minibatches": 1})
+    total = tokens = 0.0
+    for batch in watch.batches:
+        mask = batch.experience.mask
+        total += float(((batch.experience.returns - batch.experience.values)[mask] ** 2).sum() / 2)
+        tokens += int(mask.sum())
+    # At the rollout's parameters Q = V, since the policy is its own reference.
+    assert watch.metrics[0]["train/loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_gradient_norms_are_logged_by_part(fit):
+    watch, _ = fit(KLQ, trainer={"max_epochs": 1}, data={"minibatches": 1, "epochs": 1})
+    for part in ("policy", "critic"):
+        squares = [g.square().sum() for name, g in watch.gradients[0].items() if name.startswith(f"{part}.")]
+        assert watch.metrics[0][f"train/{part}_grad_norm"] == pytest.approx(float(sum(squares)) ** 0.5, rel=1e-5)
+
+
+def test_validation_compares_with_the_reference_on_the_same_prompts_and_seeds(quitter_dir, tmp_path):
+    """Before the first update both sides are the same, so every comparison is a tie."""
+    module = make_module(quitter_dir, gold=FunctionReward(nothing))
+    trainer = make_trainer(tmp_path, limit_val_batches=1.0)
+    trainer.validate(module, make_data(), verbose=False)
+    metrics = dict(trainer.callback_metrics)
+    assert metrics["val/win_rate/score"] == 0.5
+    assert metrics["val/win_rate/gold"] == 0.5
+    assert metrics["val/reward/score"] == metrics["val/reference/score"]
+    assert abs(float(metrics["val/kl/sequence"])) < 1e-5
+    trainer.fit(module, make_data())
+    assert trainer.callback_metrics["val/reference/score"] == metrics["val/reference/score"]
+    assert float(trainer.callback_metrics["val/kl/token_k3"]) > 1e-5
+
+
+def test_prediction_gives_completions_with_scores(quitter_dir, tmp_path):
+    trainer, module = make_trainer(tmp_path), make_module(quitter_dir, sampler=Sampler(response_length=6, top_k=5))
+    predictions = trainer.predict(module, make_data())
+    texts = [text for part in predictions for text in part.completions.prompts]
+    assert texts == ListSource([]).texts["validation"]
+    for part in predictions:
+        expected = vowels(part.completions.prompts, part.completions.completions)
+        assert part.scores.tolist() == pytest.approx(expected)
+
+
+def test_truncated_sampling_is_refused_in_training(fit):
+    with pytest.raises(ValueError, match="truncated sampling draws from another distribution"):
+        fit(KLQ, sampler=Sampler(top_p=0.9))
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_tau_must_be_positive(quitter_dir, algorithm, tau):
+    with pytest.raises(ValueError, match="tau must be a finite number above 0"):
+        make_module(quitter_dir, algorithm, tau=tau)
+
+
+def test_a_bad_score_stops_the_run_and_names_its_sample(fit):
+    def bad(prompts, completions, **columns):
+        return [math.nan] * len(prompts)
+
+    with pytest.raises(ValueError, match=r"reward gave a score that is not finite to 8 of 8 completions.*prompt '"):
+        fit(KLQ, reward=FunctionReward(bad))
+
+
+# Precision ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_mixed_precision_trains_with_clipped_gradients(fit, algorithm):
+    watch, _ = fit(algorithm, trainer={"precision": "bf16-mixed", "gradient_clip_val": 1.0})
+    assert len(watch.gradients) == 8
+    assert all(metrics["train/first_ratio_error"] < 0.1 for metrics in watch.metrics)
+    assert watch.batches[0].experience.logprobs.dtype == torch.float32
+
+
+def test_weights_in_bfloat16_train(fit, quitter_dir):
+    watch, _ = fit(KLQ, policy=LanguagePolicy(quitter_dir, dtype="bfloat16"))
+    assert len(watch.gradients) == 8
+
+
+def test_clipping_bounds_the_gradient_that_reaches_the_weights(quitter_dir, tmp_path):
+    """With a huge epsilon AdamW's first step is lr / eps times the gradient."""
+    before = make_module(quitter_dir).state_dict()
+    for clip in (1e-1, 1e-2):
+        watch = Watch()
+        steep = Optimization(lr=1e3, eps=1e3, betas=(0.0, 0.0))
+        trainer = make_trainer(tmp_path, watch, max_steps=1, gradient_clip_val=clip)
+        trainer.fit(make_module(quitter_dir, optimization=steep), make_data())
+        moved = [(watch.weights[0][name] - before[name]).double().square().sum() for name in watch.gradients[0]]
+        assert float(sum(moved)) ** 0.5 == pytest.approx(clip, rel=0.01)
+        # What is logged is the norm before clipping.
+        assert watch.metrics[0]["train/critic_grad_norm"] > 0.2
