@@ -23,8 +23,7 @@ def tables(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     next_states = state_tree(prompts=PROMPTS, vocab_size=VOCABULARY, horizon=HORIZON)
     logprobs, ref_logprobs = (normal(generator, *next_states.shape).log_softmax(-1) for _ in range(2))
     rewards = normal(generator, *next_states.shape)
-    # Nothing happens at the end, whatever is chosen there.
-    rewards[-1], logprobs[-1] = 0, ref_logprobs[-1]
+    rewards[-1] = 0
     return next_states, logprobs, ref_logprobs, rewards
 
 

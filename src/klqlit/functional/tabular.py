@@ -65,9 +65,12 @@ def policy_values(
         ValueError: `tau` is not positive.
     """
     check_tau(tau)
-    values = rewards.new_zeros(len(rewards))
+    probs = logprobs.exp()
+    gains = (probs * (rewards - tau * (logprobs - ref_logprobs))).sum(dim=1)
+    gains[-1] = 0  # nothing is chosen at the end, whatever stands there in the tables
+    values = torch.zeros_like(gains)
     for _ in range(horizon):
-        values = (logprobs.exp() * (rewards - tau * (logprobs - ref_logprobs) + values[next_states])).sum(dim=-1)
+        values = gains + (probs * values[next_states]).sum(dim=1)
     return values
 
 
@@ -89,7 +92,7 @@ def optimal_values(
     check_tau(tau)
     values = rewards.new_zeros(len(rewards))
     for _ in range(horizon):
-        values = tau * (ref_logprobs + (rewards + values[next_states]) / tau).logsumexp(dim=-1)
+        values = tau * (ref_logprobs + (rewards + values[next_states]) / tau).logsumexp(dim=1)
     return values
 
 
