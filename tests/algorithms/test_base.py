@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from klqlit.algorithms.base import FROZEN
-from klqlit.algorithms.checks import Divergence, StaleRollout
+from klqlit.algorithms.checks import Divergence, StaleRollout, check_precision
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
 from klqlit.algorithms.ppo import PPO
@@ -393,6 +393,14 @@ def test_mixed_precision_trains_with_clipped_gradients(fit, algorithm):
     assert len(watch.gradients) == 8
     assert all(metrics["train/first_ratio_error"] < 0.1 for metrics in watch.metrics)
     assert watch.batches[0].experience.logprobs.dtype == torch.float32
+
+
+def test_half_precision_for_everything_is_refused(fit):
+    with pytest.raises(ValueError, match=r"trainer\.precision='bf16-true' .* use 'bf16-mixed'"):
+        fit(KLQ, trainer={"precision": "bf16-true"})
+    for precision in ("16-true", "16-mixed"):
+        with pytest.raises(ValueError, match=precision):
+            check_precision(precision)
 
 
 def test_weights_in_bfloat16_train(fit, quitter_dir):

@@ -1,5 +1,6 @@
 """What every online algorithm shares: models, rollouts, token-weighted losses, metrics."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import check_finite, check_first_rollout, check_fresh
+from klqlit.algorithms.checks import check_finite, check_first_rollout, check_fresh, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.optimization import Optimization
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
@@ -196,12 +197,19 @@ class RLHFModule(L.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         self.sampler.refuse_truncation()
+        check_precision(str(self.trainer.precision))
 
     def configure_optimizers(self) -> Any:
-        total = int(self.trainer.estimated_stepping_batches) if self.optimization.needs_total_steps else None
+        total = self._total_steps() if self.optimization.needs_total_steps else None
         # Lightning clips no gradients of a fused optimizer under mixed precision.
         fused = "mixed" not in str(self.trainer.precision)
         return self.optimization.build(self.policy, self.critic, total, fused=fused)
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise ValueError("optimization.decay='linear' needs an end: set trainer.max_epochs or trainer.max_steps")
+        return int(total)
 
     def evaluate(self, sequences: Sequences) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probabilities and values of given responses under the present weights."""

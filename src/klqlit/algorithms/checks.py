@@ -46,3 +46,16 @@ def check_finite(value: float, what: str, global_step: int) -> None:
             f"{what} became {value} at optimizer step {global_step}, and the run stops; the last good checkpoint is "
             "kept. Try a lower optimization.lr, gradient clipping (trainer.gradient_clip_val: 1.0), or a larger tau"
         )
+
+
+def check_precision(precision: str) -> None:
+    """Refuse precisions that round off what must be exact.
+
+    Half-precision "true" modes store log-probabilities, running statistics and the KL coefficient in 8 to 11 bits; the
+    loss scaling of "16-mixed" makes infinite gradients on purpose, which are taken for divergence here.
+    """
+    if precision in ("bf16-true", "16-true", "16-mixed"):
+        raise ValueError(
+            f"trainer.precision={precision!r} loses what on-policy ratios are made of: use 'bf16-mixed', or '32-true' "
+            "with policy.dtype: bfloat16 for weights of half the size"
+        )

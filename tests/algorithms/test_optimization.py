@@ -1,0 +1,112 @@
+"""Learning rates of policy and critic over a run."""
+
+import math
+
+import pytest
+import torch
+
+from klqlit.algorithms.klq import KLQ
+from klqlit.algorithms.optimization import Optimization
+from klqlit.algorithms.ppo import PPO
+from klqlit.models.critic import NoCritic, SharedCritic
+from runs import Watch, make_data, make_module, make_trainer, weights
+
+
+@pytest.fixture
+def fit(quitter_dir, tmp_path):
+    def run(algorithm=KLQ, trainer=None, critic=None, **options):
+        watch, extra = Watch(), {} if critic is None else {"critic": critic}
+        module = make_module(quitter_dir, algorithm, optimization=Optimization(**options), **extra)
+        start = weights(module)
+        make_trainer(tmp_path, watch, **(trainer or {})).fit(module, make_data())
+        return watch, start
+
+    return run
+
+
+def part(state, name):
+    return {key: value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("algorithm", [KLQ, PPO])
+def test_critic_warmup_leaves_the_policy_and_trains_the_critic(fit, algorithm):
+    watch, start = fit(algorithm, lr=1e-2, critic_warmup_steps=5, weight_decay=0.1)
+    for step, state in enumerate(watch.weights, start=1):
+        assert same(part(state, "policy"), part(start, "policy")) == (step <= 5)
+    assert not same(part(watch.weights[0], "critic"), part(start, "critic"))
+    # The second phase's rollouts still come from the untouched policy.
+    assert watch.metrics[1]["kl/token_k3"] < 1e-8
+    assert [rates[0] for rates in watch.rates] == [0.0] * 5 + [1e-2] * 3
+
+
+def test_each_part_has_its_rate(fit):
+    watch, _ = fit(lr=1e-3, critic_lr=1e-2)
+    assert watch.rates == [[1e-3, 1e-2]] * 8
+    watch, _ = fit(lr=1e-3)
+    assert watch.rates == [[1e-3, 1e-3]] * 8
+
+
+def test_warmup_rises_to_the_rate(fit):
+    """3 steps of warm-up: 1/4, 2/4, 3/4 of the rate, then all of it."""
+    watch, _ = fit(lr=0.04, critic_lr=0.08, warmup_steps=3)
+    assert [rates[0] for rates in watch.rates] == pytest.approx([0.01, 0.02, 0.03] + [0.04] * 5)
+    assert [rates[1] for rates in watch.rates] == pytest.approx([0.02, 0.04, 0.06] + [0.08] * 5)
+
+
+@pytest.mark.parametrize("trainer", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 8}])
+def test_linear_decay_ends_at_zero(fit, trainer):
+    watch, _ = fit(lr=0.08, decay="linear", trainer=trainer)
+    assert [rates[0] for rates in watch.rates] == pytest.approx([0.08 - 0.01 * step for step in range(8)])
+
+
+def test_linear_decay_counts_optimizer_steps_and_not_micro_batches(fit):
+    watch, _ = fit(lr=0.08, decay="linear", trainer={"accumulate_grad_batches": 2})
+    assert [rates[0] for rates in watch.rates] == pytest.approx([0.08 - 0.01 * step for step in range(8)])
+
+
+def test_the_rate_after_the_last_step_is_zero(fit, quitter_dir, tmp_path):
+    module, trainer = (
+        make_module(quitter_dir, optimization=Optimization(lr=0.1, decay="linear")),
+        make_trainer(tmp_path),
+    )
+    trainer.fit(module, make_data())
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [0.0, 0.0]
+
+
+def test_linear_decay_needs_an_end(fit):
+    with pytest.raises(ValueError, match=r"optimization\.decay='linear' needs an end"):
+        fit(decay="linear", trainer={"max_epochs": -1})
+
+
+def test_every_weight_is_in_one_group(quitter_dir):
+    for critic in (SharedCritic, None):
+        module = make_module(quitter_dir, **({} if critic is None else {"critic": critic}))
+        optimizer = module.optimization.build(module.policy, module.critic, None, fused=True)["optimizer"]
+        listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        assert len(listed) == len(set(listed))
+        assert set(listed) == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+def test_a_critic_without_weights_needs_no_group(quitter_dir):
+    module = make_module(quitter_dir, critic=NoCritic)
+    optimizer = module.optimization.build(module.policy, module.critic, None, fused=True)["optimizer"]
+    assert [group["name"] for group in optimizer.param_groups] == ["policy"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"lr": 0.0}, r"optimization\.lr must be a finite number above 0, got 0\.0"),
+        ({"lr": math.nan}, r"optimization\.lr must be a finite number above 0"),
+        ({"critic_lr": -1.0}, r"optimization\.critic_lr must be a finite number above 0"),
+        ({"warmup_steps": -1}, r"optimization\.warmup_steps must be a finite number of at least 0, got -1"),
+        ({"critic_warmup_steps": -1}, r"optimization\.critic_warmup_steps must be"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        Optimization(**option)
