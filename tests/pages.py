@@ -1,0 +1,84 @@
+"""The documentation as data: fenced blocks, shell commands, links, headings, names in backticks."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_HEREDOC = re.compile(r"^cat > (\S+) <<'(\w+)'\n(.*?)^\2$\n?", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block and where it stands."""
+
+    page: Path
+    language: str
+    text: str
+    line: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What `cat > FILE <<'END'` writes, by file."""
+        return {file: text for file, _, text in _HEREDOC.findall(self.text)}
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each command, without comments; a command may go on after a backslash."""
+        rest = _HEREDOC.sub("", self.text).replace("\\\n", " ")
+        return [words for line in rest.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def blocks(language: str) -> list[Block]:
+    """All fenced blocks of a language, in order."""
+    return [
+        Block(page, language, found[2], text[: found.start()].count("\n") + 2)
+        for page in PAGES
+        for text in [page.read_text(encoding="utf-8")]
+        for found in _FENCE.finditer(text)
+        if found[1] == language
+    ]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def links(page: Path) -> list[str]:
+    """Targets of a page's relative links."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
+    return [target for target in targets if "://" not in target]
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which a page's headings can be linked to, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def quoted(page: Path) -> list[str]:
+    """What stands in backticks in the prose of a page."""
+    return re.findall(r"`([^`\n]+)`", prose(page))
+
+
+def section(page: Path, heading: str) -> str:
+    """The text from a second-level heading to the next."""
+    return page.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def first_cells(text: str) -> list[str]:
+    """Names in backticks in the first column of a text's tables."""
+    return [name for line in text.splitlines() if line.startswith("| `") for name in _names(line.split(" | ")[0])]
+
+
+def _names(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
