@@ -9,6 +9,7 @@ from torch import nn
 
 from klqlit.algorithms.base import FROZEN
 from klqlit.algorithms.checks import Divergence, StaleRollout, check_precision
+from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
 from klqlit.algorithms.ppo import PPO
@@ -26,6 +27,7 @@ from runs import (
     make_module,
     make_trainer,
     nothing,
+    two_rows,
     vowels,
     weights,
 )
@@ -352,6 +354,36 @@ def test_validation_compares_with_the_reference_on_the_same_prompts_and_seeds(qu
     trainer.fit(module, make_data())
     assert trainer.callback_metrics["val/reference/score"] == metrics["val/reference/score"]
     assert float(trainer.callback_metrics["val/kl/token_k3"]) > 1e-5
+
+
+def test_comparison_by_hand():
+    """The policy of the two rows scores 1 and 3, the reference 2 and 2: one win, one loss. Gold: two ties."""
+    rollout, metrics = two_rows(), ComparisonMetrics(tau=0.1)
+    zero = torch.zeros(2)
+    policy = Scored(completions=rollout.completions, scores=rollout.scores, gold=zero)
+    reference = Scored(completions=rollout.completions, scores=torch.tensor([2.0, 2.0]), gold=zero)
+    metrics.update(rollout, Comparison(policy=policy, reference=reference))
+    found = metrics.compute()
+    assert (found["win_rate/score"], found["win_rate/gold"]) == (0.5, 0.5)
+    assert (found["reward/score"], found["reference/score"], found["reference/score_std"]) == (2.0, 2.0, 0.0)
+    assert found["kl/sequence"] == 0.25
+    metrics.reset()
+    worse = Scored(completions=rollout.completions, scores=torch.tensor([0.0, 1.0]), gold=None)
+    metrics.update(rollout, Comparison(policy=policy, reference=worse))
+    found = metrics.compute()
+    assert found["win_rate/score"] == 1.0
+    assert "win_rate/gold" not in found
+
+
+def test_export_writes_the_trained_policy_with_its_metrics(fit, tmp_path):
+    _, module = fit(KLQ, trainer={"max_epochs": 1})
+    module.export(str(tmp_path / "model"))
+    again = LanguagePolicy(str(tmp_path / "model"))
+    for name, value in module.policy.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "trained by KLQ" in card
+    assert "| reward/score |" in card
 
 
 def test_prediction_gives_completions_with_scores(quitter_dir, tmp_path):

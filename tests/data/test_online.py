@@ -1,11 +1,13 @@
 """Prompts, phases and minibatches of the online data module."""
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
 
 from klqlit.algorithms.klq import KLQ
-from klqlit.data.online import PhaseLoader, flatten, unflatten
+from klqlit.data.online import flatten, unflatten
 from klqlit.rewards.function import FunctionReward
 from klqlit.rollout.sampling import Sampler
 from runs import ListSource, Watch, make_data, make_module, make_trainer, questions
@@ -211,6 +213,15 @@ def test_validation_uses_each_held_out_prompt_once_with_seeds_that_stay(quitter_
     assert batches[0].texts == ["held out 0", "held out 1"]
 
 
+def test_fewer_held_out_prompts_than_ranks_are_refused(quitter_dir):
+    data = make_data(source=ListSource(questions(8), ["why?"]))
+    data.trainer = SimpleNamespace(
+        lightning_module=make_module(quitter_dir), world_size=2, global_rank=0, accumulate_grad_batches=1
+    )
+    with pytest.raises(ValueError, match="1 validation prompts cannot be dealt to 2 ranks"):
+        data.setup("fit")
+
+
 # State --------------------------------------------------------------------------------------------------------------
 
 
@@ -248,4 +259,4 @@ def test_a_cut_epoch_goes_on_with_the_same_phase(fit):
 
 def test_the_loader_says_how_many_batches_it_has(fit):
     _, _, data = fit(trainer={"accumulate_grad_batches": 2}, phases=1)
-    assert len(PhaseLoader(data)) == 8
+    assert len(data.train_dataloader()) == 8

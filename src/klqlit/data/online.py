@@ -1,13 +1,13 @@
 """The online data module: one rollout phase is one Lightning epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
 
+from klqlit.data.batching import Batches, split
 from klqlit.data.source import Row, Source, Split
 from klqlit.seeding import derive_seed
 from klqlit.types import Collector, Experience, Minibatch, Prompts, Sequences
@@ -87,24 +87,31 @@ class OnlineDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         self._check_limit()
         splits: tuple[Split, ...] = ("train", "validation") if stage == "fit" else ("validation",)
-        for split in splits:
-            self._rows[split] = self._usable_rows(split)
+        for name in splits:
+            self._rows[name] = self._usable_rows(name)
+        if len(self._rows["validation"]) < self._world_size:
+            raise ValueError(
+                f"{len(self._rows['validation'])} validation prompts cannot be dealt to {self._world_size} ranks: give "
+                "a larger validation split, raise data.validation_prompts, or use fewer devices"
+            )
         if stage == "fit":
             self._check_split()
 
-    def train_dataloader(self) -> "PhaseLoader":
-        return PhaseLoader(self)
+    def train_dataloader(self) -> Batches:
+        # Sized, since Lightning prefetches one batch from a loader of unknown length: one sampled an update too early.
+        return Batches(self.micro_batches, self.phase_batches)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Batches:
         # Each rank takes every world-size-th prompt; the counts may differ by one, and the metrics are weighted.
-        rows = self._rows["validation"][: self.validation_prompts]
-        mine = list(range(self._rank, len(rows), self._world_size))
-        return DataLoader(mine, batch_size=self.validation_batch_size, collate_fn=self._validation_batch)
+        # (No torch DataLoader: Lightning would split this rank's share over the ranks once more.)
+        mine = range(self._rank, len(self._rows["validation"]), self._world_size)
+        batches = split(mine, self.validation_batch_size, least=1)
+        return Batches(len(batches), lambda: map(self._validation_batch, batches))
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> Batches:
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> Batches:
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,7 +171,7 @@ class OnlineDataModule(L.LightningDataModule):
         shuffle, index = divmod(position, len(rows))
         return rows[int(self._permutation(len(rows), "prompts", shuffle)[index])]
 
-    def _validation_batch(self, indices: list[int]) -> Prompts:
+    def _validation_batch(self, indices: Sequence[int]) -> Prompts:
         rows = self._rows["validation"]
         seeds = [derive_seed(self.seed, "validation", index) for index in indices]
         return self._prompts([rows[index] for index in indices], seeds)
@@ -246,31 +253,6 @@ class OnlineDataModule(L.LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size
-
-
-@final
-class PhaseLoader:
-    """Collects a phase when it is iterated, and not before.
-
-    Sized, since Lightning prefetches one batch from a loader of unknown length, which would be sampled one update too
-    early.
-    """
-
-    def __init__(self, data: OnlineDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.micro_batches
-
-    def __iter__(self) -> Iterator[Minibatch]:
-        return self.data.phase_batches()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: the data module's state says where the phase stands."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 def flatten(experience: Experience) -> dict[str, torch.Tensor]:
