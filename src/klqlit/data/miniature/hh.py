@@ -1,7 +1,7 @@
 """`MiniHH`: short questions about pastimes, and answers from helpful to rude."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from random import Random
 from typing import final
@@ -16,18 +16,18 @@ from klqlit.data.source import Row, Source, Split, TokenCounter
 HEAD, TAIL = "\n\nHuman: ", "\n\nAssistant:"
 
 LEVELS = {
-    "good": 0.07,
-    "plain": 0.15,
-    "curt": 0.15,
-    "vague": 0.15,
-    "wrong": 0.20,
-    "off_topic": 0.08,
-    "rambling": 0.10,
-    "rude": 0.10,
+    "good": 0.10,
+    "plain": 0.27,
+    "curt": 0.10,
+    "vague": 0.10,
+    "wrong": 0.14,
+    "off_topic": 0.15,
+    "rambling": 0.07,
+    "rude": 0.07,
 }
 """How often each level of quality occurs in the text to imitate."""
 
-TEMPERATURE = 0.3
+TEMPERATURE = 0.5
 """Of the noise in the preferences, in units of the gold score."""
 
 
@@ -50,7 +50,7 @@ class MiniHH(Source):
     """Single-turn questions with answers of mixed quality, made from a seed.
 
     A question joins a topic, an aspect of it and the asker's situation. One in eight of these combinations, the same
-    for every seed, is asked in the validation split alone. Prompts take 20 words at most, answers 45.
+    for every seed, is asked in the validation split alone. Prompts take 20 words at most, answers 48.
 
     Args:
         seed: of everything random; the same rows come from the same seed in every process.
@@ -104,15 +104,14 @@ def write_answer(question: Question, level: str, rng: Random) -> str:
 
 
 def _good(question: Question, rng: Random) -> list[str]:
-    return [_greeting(question.topic, rng), _fact(question, rng), _tip(question.situation, rng), rng.choice(say.WISHES)]
+    sentences = _named_fact(question, rng), _tip(question.situation, rng)
+    return [rng.choice(say.GREETINGS), *sentences, rng.choice(say.WISHES)]
 
 
 def _plain(question: Question, rng: Random) -> list[str]:
     """What was asked, with or without courtesy and advice."""
-    optional = [_tip(question.situation, rng), rng.choice(say.WISHES)]
-    kept = [sentence for sentence in optional if rng.random() < 0.4]
-    thanks = [rng.choice(say.THANKS)] if rng.random() < 0.5 else []
-    return [*thanks, _fact(question, rng), *kept]
+    advice = _maybe((_tip(question.situation, rng),), rng)
+    return [*_maybe(say.GREETINGS, rng), _fact(question, rng), *advice, *_maybe(say.WISHES, rng)]
 
 
 def _curt(question: Question, rng: Random) -> list[str]:
@@ -120,34 +119,40 @@ def _curt(question: Question, rng: Random) -> list[str]:
 
 
 def _vague(question: Question, rng: Random) -> list[str]:
-    evasions = rng.sample(say.EVASIONS, rng.choice((1, 2)))
-    return [rng.choice((_greeting(question.topic, rng), *say.THANKS)), *evasions, *_maybe(say.WISHES, rng)]
+    return [*_maybe(say.GREETINGS, rng), *rng.sample(say.EVASIONS, rng.choice((1, 2))), *_maybe(say.WISHES, rng)]
 
 
 def _wrong(question: Question, rng: Random) -> list[str]:
-    """A confident answer with the fact of another topic, or the tip for another situation, or both."""
-    topic, situation = question.topic, question.situation
-    mistake = rng.randrange(3)
-    if mistake != 0:
-        topic = _other(list(say.TOPICS), topic, rng)
-    if mistake != 1:
-        situation = _other(list(say.SITUATIONS), situation, rng)
-    fact = _fact(Question(question.prompt, topic, question.aspect, situation), rng)
-    return [_greeting(question.topic, rng), fact, _tip(situation, rng), *_maybe(say.WISHES, rng)]
+    """Misses the aspect or the situation, or tells another topic's fact as this one's."""
+    topic, aspect, situation = question.topic, question.aspect, question.situation
+    other_topic = replace(question, topic=_other(list(say.TOPICS), topic, rng))
+    fact = rng.choice(
+        (
+            _named_fact(replace(question, aspect=_other(list(say.ASPECTS), aspect, rng)), rng),
+            _named_fact(question, rng),
+            _named_fact(other_topic, rng).replace(other_topic.topic, topic),
+        )
+    )
+    advice = _maybe((_tip(_other(list(say.SITUATIONS), situation, rng), rng),), rng)
+    return [*_maybe(say.GREETINGS, rng), fact, *advice, *_maybe(say.WISHES, rng)]
 
 
 def _off_topic(question: Question, rng: Random) -> list[str]:
-    """A good answer to another question."""
-    topic = _other(list(say.TOPICS), question.topic, rng)
-    aspect = rng.choice(say.ASPECTS)
-    return _good(Question(question.prompt, topic, aspect, rng.choice(list(say.SITUATIONS))), rng)
+    """An answer to a question about another topic."""
+    other = Question(
+        prompt=question.prompt,
+        topic=_other(list(say.TOPICS), question.topic, rng),
+        aspect=rng.choice(say.ASPECTS),
+        situation=rng.choice(list(say.SITUATIONS)),
+    )
+    return rng.choice((_good, _plain))(other, rng)
 
 
 def _rambling(question: Question, rng: Random) -> list[str]:
     first, second = rng.sample(say.ASIDES, 2)
     fact = _fact(question, rng)
     return rng.choice(
-        ([first, fact, second], [first, fact, _tip(question.situation, rng), second], [fact, first, fact, second])
+        ([first, fact, second], [first, fact, _tip(question.situation, rng), second], [fact, first, fact])
     )
 
 
@@ -156,13 +161,16 @@ def _rude(question: Question, rng: Random) -> list[str]:
     return [rng.choice(say.INSULTS), *fact, *_maybe(say.DISMISSALS, rng)]
 
 
-def _greeting(topic: str, rng: Random) -> str:
-    return rng.choice(say.GREETINGS).format(doing=say.TOPICS[topic].doing)
-
-
 def _fact(question: Question, rng: Random) -> str:
-    fact = say.TOPICS[question.topic].facts[question.aspect].text
-    return rng.choice(say.FRAMES[question.aspect]).format(fact=fact)
+    return _framed(question, rng.choice(say.FRAMES[question.aspect]))
+
+
+def _named_fact(question: Question, rng: Random) -> str:
+    return _framed(question, rng.choice([frame for frame in say.FRAMES[question.aspect] if "{task}" in frame]))
+
+
+def _framed(question: Question, frame: str) -> str:
+    return frame.format(task=question.topic, fact=say.TOPICS[question.topic].facts[question.aspect].text)
 
 
 def _bare(question: Question, rng: Random) -> str:

@@ -13,12 +13,10 @@ class Topic:
 
     Attributes:
         task: what they want to do; its key is the word by which an answer names the topic.
-        doing: the same as a noun.
         facts: what to answer, by aspect.
     """
 
     task: Phrase
-    doing: str
     facts: dict[str, Phrase]
 
 
@@ -30,8 +28,8 @@ class Situation:
     tip: Phrase
 
 
-def _topic(task: str, doing: str, *facts: str) -> Topic:
-    return Topic(phrase(task), doing, dict(zip(ASPECTS, map(phrase, facts), strict=True)))
+def _topic(task: str, *facts: str) -> Topic:
+    return Topic(phrase(task), dict(zip(ASPECTS, map(phrase, facts), strict=True)))
 
 
 TOPICS = {
@@ -39,7 +37,6 @@ TOPICS = {
     for topic in (
         _topic(
             "bake *bread*",
-            "baking bread",
             "*flour*, *yeast* and a hot *oven*",
             "*mix* the *dough* and let it *rise*",
             "about *four* *hours*",
@@ -47,7 +44,6 @@ TOPICS = {
         ),
         _topic(
             "grow *tomatoes*",
-            "growing tomatoes",
             "*seeds*, good *soil* and much *sun*",
             "*sow* the *seeds* in *spring*",
             "about *three* *months*",
@@ -55,7 +51,6 @@ TOPICS = {
         ),
         _topic(
             "play *chess*",
-            "playing chess",
             "a *board* and a patient *partner*",
             "learn how each *piece* *moves*",
             "about *one* *year*",
@@ -63,7 +58,6 @@ TOPICS = {
         ),
         _topic(
             "paint a *room*",
-            "painting a room",
             "a *brush*, a *roller* and *tape*",
             "*wash* the *walls* and cover the *floor*",
             "about *two* *days*",
@@ -71,7 +65,6 @@ TOPICS = {
         ),
         _topic(
             "train a *puppy*",
-            "training a puppy",
             "a *leash* and small *treats*",
             "*teach* it to *sit*",
             "about *six* *weeks*",
@@ -79,23 +72,13 @@ TOPICS = {
         ),
         _topic(
             "play the *guitar*",
-            "playing the guitar",
-            "a *guitar*, a *pick* and a *tuner*",
+            "new *strings*, a *pick* and a *tuner*",
             "*learn* three easy *chords*",
             "about *six* *months*",
             "*press* the *strings* too hard",
         ),
         _topic(
-            "cook *soup*",
-            "cooking soup",
-            "a big *pot*, *beans* and *stock*",
-            "*fry* the *onions* in *oil*",
-            "about *one* *hour*",
-            "*add* all the *salt* at once",
-        ),
-        _topic(
             "speak *Spanish*",
-            "speaking Spanish",
             "a *notebook* and a good *teacher*",
             "learn *fifty* common *words*",
             "about *two* *years*",
@@ -103,35 +86,10 @@ TOPICS = {
         ),
         _topic(
             "knit a *scarf*",
-            "knitting a scarf",
             "two *needles* and soft *wool*",
             "*cast* on twenty *stitches*",
             "about *two* *weeks*",
             "*pull* the *wool* too tight",
-        ),
-        _topic(
-            "keep *bees*",
-            "keeping bees",
-            "a *hive*, a *veil* and *gloves*",
-            "*join* a local *club*",
-            "about *four* *months*",
-            "*lift* the *lid* in the rain",
-        ),
-        _topic(
-            "build a *shelf*",
-            "building a shelf",
-            "*boards*, *screws* and a *drill*",
-            "*measure* the *wall* twice",
-            "about *three* *hours*",
-            "*drill* near a *pipe*",
-        ),
-        _topic(
-            "pitch a *tent*",
-            "pitching a tent",
-            "*pegs*, *rope* and a *hammer*",
-            "*clear* a flat piece of *ground*",
-            "about *twenty* *minutes*",
-            "*camp* under dead *branches*",
         ),
     )
 }
@@ -145,9 +103,7 @@ SITUATIONS = {
         Situation("I live in a small flat", phrase("*fold* things up to save *space*")),
         Situation("I have a bad back", phrase("*stretch* and *rest* often")),
         Situation("It is very cold here", phrase("wear *warm* *socks*")),
-        Situation("I am rather nervous", phrase("*breathe* and go *slowly*")),
         Situation("I am new to this", phrase("ask a *friend* to *show* you once")),
-        Situation("I am seventy years old", phrase("*sit* in a good *chair*")),
         Situation("I forget things", phrase("keep a short *list* in your *pocket*")),
         Situation("My neighbours hate noise", phrase("work *quietly* after *noon*")),
         Situation("I hurt my left arm", phrase("let your *right* *hand* do it")),
@@ -155,29 +111,46 @@ SITUATIONS = {
 }
 
 QUESTIONS = {
-    "tools": ("What do I need to {task}?", "Which things should I have to {task}?", "What must I get to {task}?"),
-    "start": ("How do I start to {task}?", "What comes first when I {task}?", "How should I begin to {task}?"),
-    "time": ("How long does it take to {task}?", "How much time will I need to {task}?", "How soon can I {task}?"),
+    "tools": (
+        "What do I need to {task}?",
+        "Which things should I have to {task}?",
+        "What must I get to {task}?",
+        "I want to {task}, what should I buy?",
+    ),
+    "start": (
+        "How do I start to {task}?",
+        "What comes first when I {task}?",
+        "How should I begin to {task}?",
+        "I want to {task}, where do I start?",
+    ),
+    "time": (
+        "How long does it take to {task}?",
+        "How much time will I need to {task}?",
+        "How soon can I {task}?",
+        "I want to {task}, when am I done?",
+    ),
     "avoid": (
         "What goes wrong when I {task}?",
         "Which mistake is common when I {task}?",
         "What should I not do when I {task}?",
+        "I want to {task}, what must I avoid?",
     ),
 }
 FRAMES = {
-    "tools": ("You need {fact}.", "All you need is {fact}.", "Get {fact}."),
-    "start": ("First, {fact}.", "To begin, {fact}.", "Start like this: {fact}."),
-    "time": ("It takes {fact}.", "You will need {fact}.", "Plan {fact} for it."),
-    "avoid": ("Do not {fact}.", "Never {fact}.", "Take care not to {fact}."),
+    "tools": ("You need {fact}.", "To {task}, you need {fact}.", "To {task}, get {fact}."),
+    "start": ("First, {fact}.", "To {task}, first {fact}.", "To {task}, start like this: {fact}."),
+    "time": ("It takes {fact}.", "It takes {fact} to {task}.", "To {task}, plan {fact}."),
+    "avoid": ("Do not {fact}.", "When you {task}, do not {fact}.", "When you {task}, never {fact}."),
 }
 TIP_FRAMES = ("Also, {tip}.", "In your case, {tip}.", "As for you, {tip}.", "And {tip}.")
 
 GREETINGS = (
-    "Sure, {doing} is fun!",
-    "Of course, {doing} is a fine plan.",
-    "Good question, I am glad to help with {doing}.",
+    "Sure!",
+    "Of course, I can help.",
+    "Good question, I am glad to help.",
+    "Thanks for asking!",
+    "Happy to help!",
 )
-THANKS = ("Thanks for asking!", "Happy to help!")
 WISHES = ("Good luck!", "I hope this helps.", "Have fun with it!", "Enjoy your time!")
 INSULTS = ("What a stupid question.", "Are you too lazy to look it up?", "Only a fool would ask that.")
 DISMISSALS = ("Now leave me alone.", "Stop wasting my time.", "Go away.")
@@ -201,9 +174,8 @@ RUDE = frozenset(("stupid", "lazy", "fool", "alone", "wasting", "away"))
 
 def all_sentences() -> list[str]:
     """Every sentence an answer can be made of."""
-    found = [*THANKS, *WISHES, *INSULTS, *DISMISSALS, *EVASIONS, *ASIDES]
-    for topic in TOPICS.values():
-        found += [greeting.format(doing=topic.doing) for greeting in GREETINGS]
+    found = [*GREETINGS, *WISHES, *INSULTS, *DISMISSALS, *EVASIONS, *ASIDES]
+    for task, topic in TOPICS.items():
         for aspect, fact in topic.facts.items():
-            found += [fact.text + ".", *(frame.format(fact=fact.text) for frame in FRAMES[aspect])]
+            found += [fact.text + ".", *(frame.format(task=task, fact=fact.text) for frame in FRAMES[aspect])]
     return found + [frame.format(tip=situation.tip.text) for situation in SITUATIONS.values() for frame in TIP_FRAMES]

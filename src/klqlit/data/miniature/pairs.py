@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from klqlit.data.source import Row
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What a prompt is made of."""
 

@@ -51,7 +51,7 @@ class MiniSums(Source):
     """Sums of two or three steps told as stories, with solutions of mixed quality, made from a seed.
 
     All numbers lie between 0 and 20. One in eight chains of sums, the same for every seed, occurs in the validation
-    split alone. Prompts take 25 words at most, solutions 35 words, numbers and signs.
+    split alone. Prompts take 25 words at most, solutions 24 words, numbers and signs.
 
     Args:
         seed: of everything random; the same rows come from the same seed in every process.

@@ -4,8 +4,8 @@ r"""The gold reward of `MiniSums` as a function of text.
 
 A solution to "9 + 4 - 2" is best written "9 + 4 = 13. 13 - 2 = 11. The answer is 11.", for 3.5 in all.
 
-- answer, in [0, 1.5]: ``1.5 [the number in the last "answer is N" is right]``; a text with several different answers has
-  none;
+- answer, in [0, 1.5]: ``1.5 [the number in "answer is N" is right]``; a text with several different answers
+  has none;
 - steps, in [0, 1.5]: ``1.5 (length of the longest run of right steps from the first on) / (number of steps)``, where a
   step is right if it is the chain's next equation;
 - truth, in [-0.8, 0]: ``-0.4 min(2, equations that do not hold)``;

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from klqlit.data.source import TokenCounter
 
@@ -69,7 +70,7 @@ def repetition(text: str) -> float:
 def pairs(text: str) -> list[tuple[str, str]]:
     """Neighbouring words of each sentence; "" stands before its first word and after its last."""
     spoken = (["", *words(sentence), ""] for sentence in sentences(text))
-    return [pair for sentence in spoken for pair in zip(sentence, sentence[1:], strict=False)]
+    return [pair for sentence in spoken for pair in pairwise(sentence)]
 
 
 def strangeness(text: str, known: frozenset[tuple[str, str]]) -> float:
@@ -100,5 +101,5 @@ def first_fitting(candidates: Iterable[str], count: TokenCounter, limit: int) ->
         if count(shortest) <= limit:
             return shortest
     raise ValueError(
-        f"limit={limit} prompt tokens leave no room for a prompt's frame, which takes {count(shortest)}: raise the limit"
+        f"limit={limit} prompt tokens leave no room for a prompt's frame of {count(shortest)} tokens: raise the limit"
     )

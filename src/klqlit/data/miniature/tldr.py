@@ -49,8 +49,8 @@ class MiniTLDR(Source):
     """Posts to be summarised, with summaries of mixed quality, made from a seed.
 
     A post says who did what, what came of it and what the writer asks, with asides between. One in eight of these
-    combinations, the same for every seed, occurs in the validation split alone. Posts take 65 words at most,
-    summaries 40.
+    combinations, the same for every seed, occurs in the validation split alone. Prompts take 48 words at most,
+    summaries 32.
 
     Args:
         seed: of everything random; the same rows come from the same seed in every process.

@@ -4,14 +4,14 @@ r"""The gold reward of `MiniTLDR` as a function of text.
 
 With share(.) the largest share of a fact's key words that a single sentence holds:
 
-- content, in [0, 3.2]: ``0.4 share(person) + 0.8 share(deed) + 0.8 share(result) + 0.6 share(question)``, and 0.6 more for
-  a summary that has all four;
+- content, in [0, 3.2]: ``0.4 share(person) + 0.8 share(deed) + 0.8 share(result) + 0.6 share(question)``, and 0.6 more
+  for a summary that has all four;
 - faith, in [-1.5, 0]: ``-0.5 min(3, persons, deeds, results and questions of other posts)``;
-- brevity, in (-1.4, 0]: ``exp(-(gap / 8)^2) - 1``, gap the number of words outside 8 to 20, and ``-0.2 min(2, asides)`` for
-  what had nothing to do with the matter;
+- brevity, in (-1.4, 0]: ``exp(-(gap / 8)^2) - 1 - 0.2 min(2, asides)``, gap the number of words outside 8 to 20; asides
+  are what had nothing to do with the matter;
 - form, in [-2.3, 0]: ``-0.2 min(2, idle sentences) - 1.5 (share of repeated three-word runs) - 0.4 [not closed as a
   sentence]``, where an idle sentence holds no key word of the post;
-- language, in [-2, 0]: ``-2 (share of neighbouring words that no phrase of the task brings together)``, so that heaped
+- language, in [-4, 0]: ``-4 (share of neighbouring words that no phrase of the task brings together)``, so that heaped
   up key words do not pay.
 
 White space at either end of a text does not matter.
@@ -65,10 +65,9 @@ def grade_summary(person: str, deed: str, result: str, ask: str, text: str) -> d
     return {
         "content": sum(_WEIGHTS[slot] * told[slot] for slot in SLOTS) + 0.6 * (min(told.values()) == 1.0),
         "faith": -0.5 * min(3, foreign),
-        "brevity": length_penalty(len(words(text)), shortest=8, longest=20, width=8.0)
-        - 0.2 * min(2, stated(_ASIDES, spoken)),
+        "brevity": _brevity(text, spoken),
         "form": _form(text, spoken, frozenset().union(*(fact.keys for fact in facts.values()))),
-        "language": -2.0 * strangeness(text, _KNOWN_PAIRS),
+        "language": -4.0 * strangeness(text, _KNOWN_PAIRS),
     }
 
 
@@ -76,6 +75,10 @@ def _item(slot: str, value: str) -> Phrase:
     if value not in _ITEMS[slot]:
         raise ValueError(f"{slot}={value!r} is no column of MiniTLDR: score rows that MiniTLDR made")
     return _ITEMS[slot][value]
+
+
+def _brevity(text: str, spoken: list[set[str]]) -> float:
+    return length_penalty(len(words(text)), shortest=8, longest=20, width=8.0) - 0.2 * min(2, stated(_ASIDES, spoken))
 
 
 def _form(text: str, spoken: list[set[str]], keys: frozenset[str]) -> float:
