@@ -1,6 +1,7 @@
 """What the documentation says can be done: commands parse, python runs, names and links exist, metrics are listed."""
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from builders import save, tiny_reward_model, tiny_tokenizer
+from builders import save, tiny_language_model, tiny_reward_model, tiny_tokenizer
 from finetuning.runs import fit, new_module
 from finetuning.runs import source as table_source
 from klqlit import cli
@@ -20,30 +21,47 @@ from klqlit.algorithms.ppo import PPO
 from klqlit.command_line import CommandLine, LanguageModel, set_parsing_settings
 from klqlit.data.supervised import CompletionDataModule, PreferenceDataModule
 from klqlit.rewards.function import FunctionReward
-from pages import PAGES, ROOT, Block, anchors, blocks, first_cells, links, quoted, section
+from pages import PAGES, ROOT, Block, anchors, blocks, first_cells, links, quoted, run, section
 from runs import make_data, make_module, make_trainer, vowels
 
 METRICS = ROOT / "docs" / "metrics.md"
 FREE = {"cat", "cd", "git", "hf", "mkdir", "source", "tensorboard"}
 """Commands that are not ours to check."""
+SMALLER = {"max_epochs=100": "max_epochs=1", "rollouts=192": "rollouts=8"}
+"""Sizes in python blocks, and what a test takes instead."""
 PARTS = ("klqlit", "functional", "algorithms", "models", "rewards", "rollout", "finetuning", "callbacks", "seeding")
 
 by_place = {"ids": lambda block: block.where}
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, model_dir, reward_dir):
+def workplace(tmp_path, monkeypatch, policy_dir, reward_dir):
     """The repository's root as a reader has it after the stages that a page speaks of, with tiny models."""
     for folder in ("configs", "examples", "benchmarks"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    language_models = ["models/policy", "runs/mini_hh/sft/model", "runs/tldr/sft/model", "runs/tldr/klq/model"]
-    reward_models = ["models/reward", "runs/mini_hh/reward/model", "runs/tldr/reward/model"]
-    for names, target in ((language_models, model_dir("llama")), (reward_models, reward_dir)):
+    language_models = [
+        "models/policy",
+        "path/to/sft",
+        *(f"runs/{name}/model" for name in ("mini_hh/sft", "tldr/sft", "tldr/klq")),
+    ]
+    reward_models = ["models/reward", "path/to/reward", "runs/mini_hh/reward/model", "runs/tldr/reward/model"]
+    for names, target in ((language_models, policy_dir), (reward_models, reward_dir)):
         for name in names:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).symlink_to(target)
+    rows = [json.dumps({"prompt": f"What is {i} and {i}?"}) for i in range(12)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def policy_dir(tmp_path_factory):
+    """A model that reads as many tokens as the default settings ask for; rotary positions have no weights."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_language_model("llama", tokenizer)
+    model.config.max_position_embeddings = 1024
+    return save(tmp_path_factory.mktemp("policy"), model, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +152,11 @@ def test_wrong_options_are_found(option: str, workplace: Path, monkeypatch, caps
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted({block.page for block in blocks("python")}), ids=lambda page: page.name)
 def test_python_runs_and_yaml_fits_it(page: Path, workplace: Path, monkeypatch, capsys) -> None:
-    """A page's python runs in order as one module, and its YAML names what is in it."""
+    """A page's python runs in order as one module and prints what the page says; its YAML names what is in it."""
     module = ModuleType("my_code")
     monkeypatch.setitem(sys.modules, "my_code", module)
-    for block in blocks("python"):
-        if block.page == page:
-            # So many line ends before it that an error names the page's own line.
-            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), vars(module))
+    for block, output in run(page, vars(module), SMALLER):
+        assert block.output in (None, output), f"{block.where} prints {output}"
     for number, block in enumerate(blocks("yaml")):
         if block.page == page:
             Path(f"{number}.yaml").write_text(block.text)
