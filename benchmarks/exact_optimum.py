@@ -7,7 +7,7 @@ most four tokens out of six. Tables of logits and values are trained by the same
 trainer as language models are. J(pi) is computed by dynamic programming, not estimated. Prints the share of
 J* - J(pi_b) that each algorithm closes; writes every curve as JSON and draws them.
 
-The settings below were chosen on other seeds than the default ones.
+Learning rate, minibatches and epochs were chosen on seeds 10 to 19.
 """
 
 import argparse
