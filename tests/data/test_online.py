@@ -246,6 +246,12 @@ def test_state_within_a_phase_holds_its_rows(fit):
     assert len(unflatten(state["experience"])) == 8
 
 
+def test_a_phase_under_way_keeps_its_size(fit):
+    _, _, data = fit(trainer={"max_steps": 6, "max_epochs": -1})
+    with pytest.raises(ValueError, match=r"within a phase of 8 rollouts, but data\.rollouts=16"):
+        make_data(rollouts=16).load_state_dict(data.state_dict())
+
+
 def test_a_cut_epoch_goes_on_with_the_same_phase(fit):
     """Lightning may stop an epoch early; rows are neither lost nor stale then."""
     asked, watch, _ = fit(phases=3, trainer={"limit_train_batches": 3})

@@ -124,6 +124,11 @@ class OnlineDataModule(L.LightningDataModule):
         self.phase = state_dict["phase"]
         self._version = state_dict["version"]
         self._experience = None if state_dict["experience"] is None else unflatten(state_dict["experience"])
+        if self._experience is not None and len(self._experience) != self.rollouts:
+            raise ValueError(
+                f"the checkpoint stands within a phase of {len(self._experience)} rollouts, but data.rollouts="
+                f"{self.rollouts}: resume with data.rollouts={len(self._experience)}, or from the end of a phase"
+            )
 
     # One phase -----------------------------------------------------------------------------------------------------
 
@@ -161,15 +166,19 @@ class OnlineDataModule(L.LightningDataModule):
         """This rank's prompts of the phase: the rows are reshuffled for each pass over them."""
         rows, count = self._rows["train"], self.rollouts // self.samples_per_prompt
         first = self.phase * count
-        drawn = [self._shuffled_row(rows, first + i) for i in range(count) for _ in range(self.samples_per_prompt)]
+        drawn = [row for row in self._shuffled_rows(rows, first, count) for _ in range(self.samples_per_prompt)]
         seeds = [derive_seed(self.seed, "sample", self.phase, i) for i in range(self.rollouts)]
         size = self.rollouts // self._world_size
         mine = slice(self._rank * size, (self._rank + 1) * size)
         return self._prompts(drawn[mine], seeds[mine])
 
-    def _shuffled_row(self, rows: list[Row], position: int) -> Row:
-        shuffle, index = divmod(position, len(rows))
-        return rows[int(self._permutation(len(rows), "prompts", shuffle)[index])]
+    def _shuffled_rows(self, rows: list[Row], first: int, count: int) -> Iterator[Row]:
+        """Rows `first` to `first + count` of the endless sequence of shuffled passes."""
+        for shuffle in range(first // len(rows), (first + count - 1) // len(rows) + 1):
+            start = shuffle * len(rows)
+            order = self._permutation(len(rows), "prompts", shuffle)
+            for index in order[max(first - start, 0) : first + count - start].tolist():
+                yield rows[index]
 
     def _validation_batch(self, indices: Sequence[int]) -> Prompts:
         rows = self._rows["validation"]
