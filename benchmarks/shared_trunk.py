@@ -2,8 +2,8 @@
 
     python benchmarks/shared_trunk.py --phases 20
 
-Trains KLQ on mini_hh from one SFT policy and reward model with a separate critic and with shared ones. Prints objective,
-KL and critic quality as a Markdown table.
+Trains KLQ on mini_hh from one SFT policy and reward model with a separate critic and with shared ones. Prints J, KL
+and critic quality as a Markdown table.
 """
 
 import argparse

@@ -55,20 +55,22 @@ def tiny_config(architecture: str, vocab_size: int, *, positions: int = 128) -> 
     )
 
 
-def tiny_language_model(architecture: str, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> PreTrainedModel:
+def tiny_language_model(
+    architecture: str, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, positions: int = 128
+) -> PreTrainedModel:
     """A random causal language model, large enough in weights that its logits differ between tokens."""
     torch.manual_seed(seed)
-    config = tiny_config(architecture, len(tokenizer))
+    config = tiny_config(architecture, len(tokenizer), positions=positions)
     config.initializer_range = 0.3
     return AutoModelForCausalLM.from_config(config)
 
 
 def tiny_reward_model(
-    architecture: str, tokenizer: PreTrainedTokenizerBase, *, labels: int = 1, seed: int = 0
+    architecture: str, tokenizer: PreTrainedTokenizerBase, *, labels: int = 1, seed: int = 0, positions: int = 128
 ) -> PreTrainedModel:
     """A random sequence-classification model."""
     torch.manual_seed(seed)
-    config = tiny_config(architecture, len(tokenizer))
+    config = tiny_config(architecture, len(tokenizer), positions=positions)
     config.initializer_range = 0.3
     config.num_labels = labels
     config.pad_token_id = tokenizer.pad_token_id

@@ -13,8 +13,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
+from klqlit.algorithms.base import RLHFModule
 from klqlit.callbacks.completions import CompletionWriter
 from klqlit.callbacks.export import Export
+from klqlit.callbacks.final_checkpoint import FinalCheckpoint
 from klqlit.callbacks.progress import Progress
 from klqlit.loggers import JSONLinesLogger
 from klqlit.models.language_model import LanguageModel
@@ -33,6 +35,7 @@ NOISE = (
     ".*does not have many workers.*",  # tokenised rows are in memory: there is nothing for workers to do
     ".*isinstance.treespec, LeafSpec.*",
     ".*Checkpoint directory .* exists.*",  # starting again in the same folder is how a run continues
+    ".*sync_dist=True.*",  # what is logged is the same on all ranks already
     ".*args parameter is intended to run from within Python.*",
 )
 
@@ -89,7 +92,7 @@ class CommandLine(LightningCLI):
         run_dir = self.config["run_dir"]
         extra: list[L.Callback] = [Progress()]
         if self.command == "fit":
-            extra.append(Export())
+            extra += [FinalCheckpoint(checkpoint_folder(run_dir)), Export()]
         if self.command == "predict":
             extra.append(CompletionWriter(f"{run_dir}/completions.jsonl"))
         configured = self._get(self.config_init, "trainer")["callbacks"] or []
@@ -115,9 +118,13 @@ def run(command: str, options: list[str]) -> None:
         cli = CommandLine(command, options)
     except ValueError as error:
         raise ValueError(explain(str(error))) from error
-    checkpoint = cli.config["ckpt_path"] or newest_checkpoint(cli.config["run_dir"])
+    checkpoint = chosen_checkpoint(cli.config["ckpt_path"], cli.config["run_dir"])
+    if command == "predict" and not isinstance(cli.model, RLHFModule):
+        raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:
         rank_zero_info(f"{'continuing from' if command == 'fit' else 'using the weights of'} {checkpoint}")
+    elif command != "fit":
+        rank_zero_info(f"there is no checkpoint in {cli.config['run_dir']}: using the weights the model starts from")
     shared: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint, "weights_only": True}
     if command == "predict":
         cli.trainer.predict(cli.model, return_predictions=False, **shared)
@@ -140,6 +147,19 @@ def quieten() -> None:
 def checkpoint_folder(run_dir: str) -> str:
     """Where a run keeps its checkpoints."""
     return str(Path(run_dir) / "checkpoints")
+
+
+def chosen_checkpoint(ckpt_path: str | None, run_dir: str) -> str | None:
+    """The checkpoint the user names, else the run folder's newest, if there is any.
+
+    Raises:
+        ValueError: there is no file at `ckpt_path`.
+    """
+    if ckpt_path is None:
+        return newest_checkpoint(run_dir)
+    if not Path(ckpt_path).exists():
+        raise ValueError(f"there is no checkpoint at ckpt_path={ckpt_path!r}; leave it out for the run folder's newest")
+    return ckpt_path
 
 
 def newest_checkpoint(run_dir: str) -> str | None:

@@ -1,6 +1,7 @@
 """Metrics as JSON lines: easy to read from a script, and safe to continue."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, final
 
@@ -9,8 +10,8 @@ from lightning.pytorch.loggers import Logger
 
 
 @final
-class JSONLinesLogger(Logger):
-    """Appends ``{"step": ..., metric: value, ...}`` to a file.
+class StepRows:
+    """A file of ``{"step": ..., ...}`` lines that only grows.
 
     A run that continues from a checkpoint first drops the rows of steps it takes again, so that none stands twice.
 
@@ -18,14 +19,47 @@ class JSONLinesLogger(Logger):
         path: the file.
     """
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._continued = False
+
+    def append(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows of a step."""
+        if not self._continued:
+            self._drop_from(step)
+            self._continued = True
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
+
+    def _drop_from(self, step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in self._lines() if json.loads(line)["step"] < step]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        scratch.replace(self.path)
+
+    def _lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        # What follows the last line end was torn off by a crash.
+        return self.path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+@final
+class JSONLinesLogger(Logger):
+    """Appends ``{"step": ..., metric: value, ...}`` to a file.
+
+    Args:
+        path: the file.
+    """
+
     def __init__(self, path: str) -> None:
         super().__init__()
-        self.path = Path(path)
-        self._continued = False
+        self._rows = StepRows(Path(path))
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return self._rows.path.stem
 
     @property
     def version(self) -> str:
@@ -38,22 +72,4 @@ class JSONLinesLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None
-        if not self._continued:
-            self._drop_from(step)
-            self._continued = True
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step} | metrics) + "\n")
-
-    def _drop_from(self, step: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if json.loads(line)["step"] < step]
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        scratch.replace(self.path)
-
-    def _lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        # What follows the last line end was torn off by a crash.
-        return lines[:-1]
+        self._rows.append(step, [metrics])

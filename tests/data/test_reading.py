@@ -89,10 +89,9 @@ def test_a_missing_file_is_not_taken_for_a_name_on_the_hub(path):
         read_rows(path)
 
 
-def test_data_dir_is_refused_beside_a_file(tmp_path):
+def test_a_local_file_takes_the_place_of_a_hub_name_with_data_dir(tmp_path):
     (tmp_path / "a.json").write_text('["a"]')
-    with pytest.raises(ValueError, match="data_dir='x' is for data sets on the hub"):
-        read_rows(str(tmp_path / "a.json"), data_dir="x")
+    assert read_rows(str(tmp_path / "a.json"), data_dir="helpful-base") == [{"prompt": "a"}]
 
 
 def test_a_hub_name_without_network_says_how_to_give_a_file():

@@ -266,7 +266,16 @@ class RLHFModule(L.LightningModule, ABC):
         return comparison
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.comparison_metrics.compute().items()})
+        self._log_comparison("val")
+
+    def test_step(self, batch: Prompts, batch_idx: int) -> Comparison:
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_comparison("test")
+
+    def _log_comparison(self, group: str) -> None:
+        self.log_dict({f"{group}/{name}": value for name, value in self.comparison_metrics.compute().items()})
         self.comparison_metrics.reset()
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Scored:

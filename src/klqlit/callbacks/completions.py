@@ -25,10 +25,7 @@ class CompletionWriter(L.Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        if not isinstance(outputs, Scored):
-            raise ValueError(
-                f"predict writes completions, but {type(pl_module).__name__} predicts none: give a KLQ or PPO"
-            )
+        assert isinstance(outputs, Scored), "predict is for modules with a policy"
         self._rows += as_rows(outputs)
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -105,7 +105,7 @@ class Progress(ProgressBar):
         if self._bar is None and trainer.global_step > 0:
             self._printed = time.monotonic()
             steps = f"step {trainer.global_step}/{trainer.estimated_stepping_batches}"
-            self._console.print(f"{steps}  {self._metrics(trainer)}", highlight=False)
+            self._console.print(f"{steps}  {self._metrics(trainer)}", highlight=False, soft_wrap=True)
 
     def _metrics(self, trainer: L.Trainer) -> str:
         values = trainer.callback_metrics

@@ -6,11 +6,13 @@ from typing import Any, final
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from klqlit.algorithms.comparison import Comparison
+from klqlit.loggers import StepRows
 
 
 @final
@@ -33,6 +35,7 @@ class SampleTable(L.Callback):
         self.rows = rows
         self.console = console
         self._samples: list[dict[str, Any]] = []
+        self._file: StepRows | None = None
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,16 +46,18 @@ class SampleTable(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._samples or not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / "samples.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for row in self._samples:
-                file.write(json.dumps({"step": trainer.global_step} | row, ensure_ascii=False) + "\n")
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._keep(trainer)
+        if self.console:
+            Console().print(as_table(self._samples, f"samples at step {trainer.global_step}"))
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        if self._file is None:
+            self._file = StepRows(Path(trainer.default_root_dir) / "samples.jsonl")
+        self._file.append(trainer.global_step, self._samples)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("samples", as_markdown(self._samples), trainer.global_step)
-        if self.console:
-            Console().print(as_table(self._samples, f"samples at step {trainer.global_step}"))
 
 
 def as_rows(comparison: Comparison) -> list[dict[str, Any]]:

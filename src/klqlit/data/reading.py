@@ -20,15 +20,14 @@ def read_rows(path: str, *, split: Split = "train", data_dir: str | None = None)
         path: a file (.json, .jsonl, .csv or .parquet, each plain or .gz), or a data set's name on the hub, or a
             directory with a copy of it. A JSON list of strings becomes rows with the one column `prompt`.
         split: which split of a data set on the hub; "validation" falls back to its "test". A file is one split.
-        data_dir: subdirectory of the data set on the hub, such as "helpful-base" of Anthropic/hh-rlhf.
+        data_dir: subdirectory of the data set on the hub, such as "helpful-base" of Anthropic/hh-rlhf. A local file has
+            none, so that a configuration for the hub takes one by `path` alone.
 
     Raises:
         ValueError: nothing usable there; the message names the file, the line or row, and the way out.
     """
     file = Path(path).expanduser()
     if file.is_file():
-        if data_dir is not None:
-            raise ValueError(f"data_dir={data_dir!r} is for data sets on the hub, but {path!r} is a file: leave it out")
         rows = _read_file(file)
     elif file.is_dir() or not _looks_like_file(path):
         rows = _read_hub(path, split, data_dir)

@@ -36,5 +36,3 @@ class Source(ABC):
             count: number of tokens of a text.
             limit: tokens allowed, positive.
         """
-
-

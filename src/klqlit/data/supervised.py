@@ -137,6 +137,9 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
     def val_dataloader(self) -> Batches:
         return Batches(len(self._validation_plan()), self._validation_batches)
 
+    def test_dataloader(self) -> Batches:
+        return self.val_dataloader()
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._trainee.tokenizer

@@ -90,7 +90,9 @@ class Finetuning(L.LightningModule, ABC):
         return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
 
     def configure_optimizers(self) -> Any:
-        optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=True)
+        # Lightning clips no gradients of a fused optimizer under mixed precision.
+        fused = "mixed" not in str(self.trainer.precision)
+        optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=fused)
         total = float(self.trainer.estimated_stepping_batches)
         if self._decay == "cosine" and math.isinf(total):
             raise ValueError("decay='cosine' needs an end: set trainer.max_epochs or trainer.max_steps")
@@ -111,7 +113,7 @@ class Finetuning(L.LightningModule, ABC):
         measured = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(measured.items()))
         return (
-            f"---\nlibrary_name: transformers\n---\n# {self.kind}\n\nTrained with klqlit {__version__}, starting from "
+            f"# {self.kind}\n\nTrained with klqlit {__version__}, starting from "
             f"{self._origin}: {self.global_step} optimizer steps of AdamW at a learning rate of {self._lr:g} "
             f"({self._decay}).\n\n| metric | last value |\n|---|---|\n{rows}\n"
         )

@@ -61,9 +61,18 @@ class RewardModelling(Finetuning):
         )
 
     def on_validation_epoch_end(self) -> None:
+        self._log_measured("val")
+
+    def test_step(self, batch: PreferencePairs, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_measured("test")
+
+    def _log_measured(self, group: str) -> None:
         # A single pair would come without an axis.
         margins = self.validation_margins.compute().reshape(-1)
-        self.log_dict({f"val/{name}": value for name, value in measures(margins).items()}, prog_bar=True)
+        self.log_dict({f"{group}/{name}": value for name, value in measures(margins).items()}, prog_bar=True)
         self.validation_margins.reset()
 
 

@@ -61,9 +61,18 @@ class SupervisedFinetuning(Finetuning):
         self.validation_accuracy.update(right_tokens(logits, sequences.tokens, sequences.mask))
 
     def on_validation_epoch_end(self) -> None:
+        self._log_measured("val")
+
+    def test_step(self, batch: LabelledSequences, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_measured("test")
+
+    def _log_measured(self, group: str) -> None:
         loss = self.validation_loss.compute()
         measured = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.validation_accuracy.compute()}
-        self.log_dict({f"val/{name}": value for name, value in measured.items()}, prog_bar=True)
+        self.log_dict({f"{group}/{name}": value for name, value in measured.items()}, prog_bar=True)
         self.validation_loss.reset()
         self.validation_accuracy.reset()
 

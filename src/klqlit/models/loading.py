@@ -190,7 +190,10 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory
                 model.generation_config = _generation_config(tokenizer)
             model.save_pretrained(fresh, state_dict=weights)
             tokenizer.save_pretrained(fresh)
-            (fresh / "README.md").write_text(card, encoding="utf-8")
+            (fresh / "README.md").write_text(f"---\nlibrary_name: transformers\n---\n{card}", encoding="utf-8")
+            # safetensors makes files that their owner alone can read, but models are shared.
+            for file in fresh.glob("*.safetensors"):
+                file.chmod(0o644)
             if target.exists():
                 target.rename(Path(scratch) / "old")
             fresh.rename(target)

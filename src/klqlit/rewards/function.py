@@ -1,7 +1,8 @@
 """A python function as a reward."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from typing import Any, SupportsFloat, final
 
 import torch
 from jaxtyping import Float
@@ -25,10 +26,24 @@ class FunctionReward(Reward):
         self.function: Callable[..., Any] = function
 
     def forward(self, completions: Completions) -> Float[Tensor, " B"]:
-        scores = self.function(completions.prompts, completions.completions, **completions.columns)
+        scores = list(self._call(completions))
         if len(scores) != len(completions):
             raise ValueError(
                 f"reward.function returned {len(scores)} scores for {len(completions)} completions; return one each"
             )
         device = completions.sequences.tokens.device
         return torch.tensor([float(score) for score in scores], dtype=torch.float32, device=device)
+
+    def _call(self, completions: Completions) -> Iterable[SupportsFloat]:
+        columns = completions.columns
+        try:
+            signature(self.function).bind([], [], **columns)
+        except TypeError as error:
+            raise ValueError(
+                f"reward.function cannot be called with prompts, completions and the columns {sorted(columns)}: "
+                f"{error}. Give it the signature f(prompts, completions, **columns)"
+            ) from error
+        scores = self.function(completions.prompts, completions.completions, **columns)
+        if not isinstance(scores, Iterable):
+            raise ValueError(f"reward.function returned {scores!r}; return a list with one score a completion")
+        return scores

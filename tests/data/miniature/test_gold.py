@@ -72,8 +72,8 @@ def test_a_fact_of_another_post_costs_its_credit_the_bonus_and_faith():
 
 def test_asides_cost_brevity_and_form():
     grades = grade_summary(*SISTER, "My sister read my diary. It was raining all day. We live near the sea.")
-    assert grades["brevity"] == pytest.approx(-0.4)
-    assert grades["form"] == pytest.approx(-0.4)
+    assert grades["brevity"] == pytest.approx(-0.8)
+    assert grades["form"] == pytest.approx(-0.8)
 
 
 def test_a_worked_solution_earns_every_credit():
@@ -123,8 +123,9 @@ def test_levels_are_ordered():
     assert means["good"] > means["plain"] > means["curt"] > means["vague"] > means["off_topic"]
     assert means["plain"] > means["wrong"] > means["rude"]
     means = CASES["tldr"].mean_scores()
-    assert means["complete"] > means["wordy"] > means["bare"] > means["vague"]
-    assert means["complete"] > means["partial"] > means["wrong"] > means["vague"]
+    assert means["complete"] > means["wrong"] > means["wordy"] > means["vague"]
+    assert means["partial"] > means["bare"] > means["vague"]
+    assert means["complete"] > means["partial"] > means["wrong"]
     means = CASES["sums"].mean_scores()
     assert means["worked"] > means["bare"] > means["unfinished"] > means["guess"]
     assert means["bare"] > means["misread"] > means["slip"]

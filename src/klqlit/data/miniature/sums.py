@@ -53,6 +53,9 @@ class MiniSums(Source):
     All numbers lie between 0 and 20. One in eight chains of sums, the same for every seed, occurs in the validation
     split alone. Prompts take 25 words at most, solutions 24 words, numbers and signs.
 
+    Whether a sum holds is hard to learn from preferences for a model as small as `new_language_model`'s. As the answers
+    can be checked, the gold reward may serve as the reward itself.
+
     Args:
         seed: of everything random; the same rows come from the same seed in every process.
         size: rows of the training split.

@@ -15,10 +15,10 @@ from klqlit.data.source import Row, Source, Split, TokenCounter
 BODY, TAIL = "POST: ", "\n\nTL;DR:"
 
 LEVELS = {
-    "complete": 0.12,
+    "complete": 0.16,
     "partial": 0.26,
     "bare": 0.14,
-    "wrong": 0.20,
+    "wrong": 0.16,
     "wordy": 0.14,
     "vague": 0.14,
 }
@@ -136,8 +136,9 @@ def _wrong(post: Post, rng: Random) -> list[str]:
 
 
 def _wordy(post: Post, rng: Random) -> list[str]:
-    aside = rng.choice(say.FORUMS[post.forum].asides).text + "."
-    return [*_complete(post, rng), aside, rng.choice(say.CHATTER)]
+    """Any summary with what nobody needs, so that a long text is no sign of a right one."""
+    summary = rng.choice((_complete, _partial, _wrong))(post, rng)
+    return [*summary, rng.choice(say.FORUMS[post.forum].asides).text + ".", rng.choice(say.CHATTER)]
 
 
 def _vague(post: Post, rng: Random) -> list[str]:

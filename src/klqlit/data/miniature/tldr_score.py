@@ -7,9 +7,9 @@ With share(.) the largest share of a fact's key words that a single sentence hol
 - content, in [0, 3.2]: ``0.4 share(person) + 0.8 share(deed) + 0.8 share(result) + 0.6 share(question)``, and 0.6 more
   for a summary that has all four;
 - faith, in [-1.5, 0]: ``-0.5 min(3, persons, deeds, results and questions of other posts)``;
-- brevity, in (-1.4, 0]: ``exp(-(gap / 8)^2) - 1 - 0.2 min(2, asides)``, gap the number of words outside 8 to 20; asides
+- brevity, in (-1.8, 0]: ``exp(-(gap / 8)^2) - 1 - 0.4 min(2, asides)``, gap the number of words outside 8 to 20; asides
   are what had nothing to do with the matter;
-- form, in [-2.3, 0]: ``-0.2 min(2, idle sentences) - 1.5 (share of repeated three-word runs) - 0.4 [not closed as a
+- form, in [-2.7, 0]: ``-0.4 min(2, idle sentences) - 1.5 (share of repeated three-word runs) - 0.4 [not closed as a
   sentence]``, where an idle sentence holds no key word of the post;
 - language, in [-4, 0]: ``-4 (share of neighbouring words that no phrase of the task brings together)``, so that heaped
   up key words do not pay.
@@ -78,10 +78,10 @@ def _item(slot: str, value: str) -> Phrase:
 
 
 def _brevity(text: str, spoken: list[set[str]]) -> float:
-    return length_penalty(len(words(text)), shortest=8, longest=20, width=8.0) - 0.2 * min(2, stated(_ASIDES, spoken))
+    return length_penalty(len(words(text)), shortest=8, longest=20, width=8.0) - 0.4 * min(2, stated(_ASIDES, spoken))
 
 
 def _form(text: str, spoken: list[set[str]], keys: frozenset[str]) -> float:
     idle = sum(not sentence & keys for sentence in spoken)
     closed = bool(spoken) and is_closed(text)
-    return -0.2 * min(2, idle) - 1.5 * repetition(text) - 0.4 * (not closed)
+    return -0.4 * min(2, idle) - 1.5 * repetition(text) - 0.4 * (not closed)

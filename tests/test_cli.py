@@ -1,0 +1,173 @@
+"""The command line: quick to start, and one line for every mistake."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from builders import save, tiny_language_model, tiny_reward_model, tiny_tokenizer
+from klqlit.cli import main
+
+TINY = """
+run_dir: {run_dir}
+trainer: {{max_epochs: 2, accelerator: cpu, callbacks: [klqlit.SampleTable]}}
+model:
+  class_path: klqlit.KLQ
+  init_args:
+    policy: {{class_path: klqlit.LanguagePolicy, init_args: {{path: {policy}}}}}
+    reward: {{class_path: klqlit.RewardModel, init_args: {{path: {reward}}}}}
+    sampler: {{response_length: 6}}
+    optimization: {{lr: 1.0e-3}}
+data:
+  class_path: klqlit.OnlineDataModule
+  init_args:
+    rollouts: 8
+    minibatches: 2
+    epochs: 1
+    max_prompt_tokens: 100
+    seed: ${{seed_everything}}
+    source: {{class_path: klqlit.TableSource, init_args: {{path: {prompts}}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    tokenizer = tiny_tokenizer()
+    policy = save(folder / "policy", tiny_language_model("llama", tokenizer), tokenizer)
+    reward = save(folder / "reward", tiny_reward_model("llama", tokenizer), tokenizer)
+    prompts = folder / "prompts.json"
+    prompts.write_text(json.dumps([f"What is the sum of {i} and two?" for i in range(60)]))
+    file = folder / "tiny.yaml"
+    file.write_text(TINY.format(run_dir=folder / "run", policy=policy, reward=reward, prompts=prompts))
+    return file
+
+
+def seconds(*arguments):
+    """CPU seconds of a python process: what a loaded machine cannot stretch."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("arguments", [("-c", "import klqlit"), ("-m", "klqlit", "--help")])
+def test_starting_costs_next_to_nothing(arguments):
+    assert min(seconds(*arguments) for _ in range(3)) < 0.3
+
+
+def test_help_names_the_commands(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("fit", "validate", "test", "predict"))
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    assert main(["fitt"]) == 2
+    assert capsys.readouterr().err == (
+        "klqlit: error: there is no command 'fitt'; choose one of fit, validate, test, predict\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model.polcy.path=x", "model: unrecognized arguments: --polcy.path=x; did you mean 'policy'?"),
+        ("--model.policy.pth=x", "model.policy: Option 'pth' is not accepted; did you mean 'path'?"),
+        ("--modle.tau=1", "unrecognized arguments: --modle.tau=1; did you mean 'model'?"),
+        ("--trainer.max_epoch=3", "unrecognized arguments: --trainer.max_epoch=3; did you mean 'max_epochs'?"),
+        ("--data.rollout=8", "data: Option 'rollout' is not accepted; did you mean 'rollouts'?"),
+        ("--model.tau=much", "model.tau: expected a float, got 'much'"),
+        ("--model.critic.head=one", "model.critic.head: expected one of 'zero', 'pretrained', got 'one'"),
+        ("--model=klqlit.KLX", "module 'klqlit' has no attribute 'KLX'"),
+        ("--config=nowhere.yaml", "config: File does not exist"),
+        ("--model.tau=-1", "tau must be a finite number above 0, got -1.0"),
+        ("--model.lam=1.5", "lam must lie in [0, 1], got 1.5"),
+        ("--data.rollouts=9", "data.minibatches=2 does not divide data.rollouts=9"),
+        ("--data.max_prompt_tokens=125", "the policy's positions leave room for 122 prompt tokens"),
+        ("--trainer.accumulate_grad_batches=3", "cannot be split evenly"),
+        ("--model.policy.path=/nowhere/model", "there is no model directory '/nowhere/model'"),
+        ("--data.source.path=/nowhere/rows.json", "there is no data file '/nowhere/rows.json'"),
+        ("--model.sampler.top_k=50", "set top_k: 0 and top_p: 1.0"),
+        ("--ckpt_path=/nowhere/x.ckpt", "there is no checkpoint at ckpt_path='/nowhere/x.ckpt'"),
+    ],
+)
+def test_a_mistake_gives_one_clear_line(config, capsys, tmp_path, options, message):
+    assert main(["fit", f"--config={config}", f"--run_dir={tmp_path}", options]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("klqlit: error:")]
+    assert len(error) == 1
+    assert message in error[0]
+    assert len(error[0]) < 400
+
+
+def test_a_reward_model_without_scalar_head_is_refused(config, capsys, tmp_path):
+    policy = config.parent / "policy"
+    assert main(["fit", f"--config={config}", f"--run_dir={tmp_path}", f"--model.reward.path={policy}"]) == 2
+    assert "is no reward model: it has 2 outputs" in capsys.readouterr().err
+
+
+def test_a_score_that_is_not_finite_names_the_sample(config, capsys, tmp_path, monkeypatch):
+    (tmp_path / "broken_reward.py").write_text("def f(prompts, completions, **_): return [float('nan')] * len(prompts)")
+    monkeypatch.syspath_prepend(tmp_path)
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "model: {init_args: {reward: {class_path: klqlit.FunctionReward, init_args: {function: broken_reward.f}}}}"
+    )
+    assert main(["fit", f"--config={config}", f"--config={overlay}", f"--run_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert "not finite to 8 of 8 completions. The first: prompt 'What is the sum of" in error
+
+
+def rows(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_run_folder_continues_and_predicts(config, caplog, tmp_path):
+    arguments = [f"--config={config}", f"--run_dir={tmp_path}"]
+    assert main(["fit", *arguments]) == 0
+    assert (tmp_path / "checkpoints" / "step-4.ckpt").is_file()
+    assert main(["fit", *arguments, "--trainer.max_epochs=3"]) == 0
+    assert f"continuing from {tmp_path}/checkpoints/step-4.ckpt" in caplog.text
+    logged = [row["step"] for row in rows(tmp_path / "metrics.jsonl") if "train/loss" in row]
+    assert logged == [1, 3, 5]
+    sampled = [row["step"] for row in rows(tmp_path / "samples.jsonl")]
+    assert sampled == sorted(sampled)
+    assert set(sampled) == {2, 4, 6}
+
+    assert main(["validate", *arguments]) == 0
+    assert len(rows(tmp_path / "samples.jsonl")) == len(sampled)
+    assert main(["test", *arguments]) == 0
+    assert main(["predict", *arguments]) == 0
+    completions = rows(tmp_path / "completions.jsonl")
+    assert [set(row) for row in completions] == [{"prompt", "completion", "ended", "score"}] * len(completions)
+    assert all(row["prompt"].startswith("What is the sum of") for row in completions)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run(config, tmp_path):
+    for name in ("a", "b"):
+        assert main(["fit", f"--config={config}", f"--run_dir={tmp_path / name}"]) == 0
+    first, second = (rows(tmp_path / name / "metrics.jsonl") for name in ("a", "b"))
+    for one, other in zip(first, second, strict=True):
+        assert {k: v for k, v in one.items() if "time/" not in k} == {
+            k: v for k, v in other.items() if "time/" not in k
+        }
+
+
+def test_a_hub_name_without_network_says_how_to_give_a_path(config, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "klqlit", "fit", f"--config={config}", f"--run_dir={tmp_path}"]
+        + ["--model.policy.path=EleutherAI/pythia-14m"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
+    assert result.returncode == 2
+    assert "EleutherAI/pythia-14m" in result.stderr
+    assert "local" in result.stderr
+    assert "Traceback" not in result.stderr
