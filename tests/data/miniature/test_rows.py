@@ -14,7 +14,7 @@ from .tasks import CASES, Case
 
 GOLDEN = {
     "hh": "74ab1d5bbe52d52b",
-    "tldr": "748ef3f3e191e47f",
+    "tldr": "7c186edf8868eb58",
     "sums": "a21bd45bd9eb38d7",
 }
 each_task = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -24,7 +24,7 @@ LEVELS = {
 }
 """How often each level of quality occurs in the text to imitate."""
 
-TEMPERATURE = 0.4
+TEMPERATURE = 0.45
 """Of the noise in the preferences, in units of the gold score."""
 
 
