@@ -161,8 +161,7 @@ def test_the_same_seed_gives_the_same_run(config, tmp_path):
 
 def test_a_hub_name_without_network_says_how_to_give_a_path(config, tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "klqlit", "fit", f"--config={config}", f"--run_dir={tmp_path}"]
-        + ["--model.policy.path=EleutherAI/pythia-14m"],
+        [sys.executable, "-m", "klqlit", "fit", f"--config={config}", "--model.policy.path=EleutherAI/pythia-14m"],
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},

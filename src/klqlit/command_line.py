@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, final
 
@@ -129,7 +130,11 @@ def run(command: str, options: list[str]) -> None:
     if command == "predict":
         cli.trainer.predict(cli.model, return_predictions=False, **shared)
     else:
-        entries = {"fit": cli.trainer.fit, "validate": cli.trainer.validate, "test": cli.trainer.test}
+        entries: dict[str, Callable[..., Any]] = {
+            "fit": cli.trainer.fit,
+            "validate": cli.trainer.validate,
+            "test": cli.trainer.test,
+        }
         entries[command](cli.model, **shared)
 
 

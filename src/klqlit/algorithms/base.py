@@ -177,7 +177,7 @@ class RLHFModule(L.LightningModule, ABC):
         self.phase_metrics = self.rollout_metrics.compute() | {
             "time/generation": times["generation"],
             "time/scoring": times["scoring"],
-            "critic/explained_variance": float(self.explained_variance.compute()),
+            "critic/explained_variance": float(torch.as_tensor(self.explained_variance.compute())),
             "critic/value": float(masked_mean(rollout.values, mask)),
             "critic/return": float(masked_mean(returns, mask)),
         }
@@ -253,7 +253,7 @@ class RLHFModule(L.LightningModule, ABC):
 
     # Looking at it -------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Prompts, batch_idx: int) -> Comparison:
+    def validation_step(self, batch: Prompts, batch_idx: int) -> Comparison:  # type: ignore[override]  # any output
         rollout = self.roll_out(batch)
         policy = self._scored(rollout.completions, rollout.scores)
         if batch_idx not in self._reference_side:
@@ -268,7 +268,7 @@ class RLHFModule(L.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         self._log_comparison("val")
 
-    def test_step(self, batch: Prompts, batch_idx: int) -> Comparison:
+    def test_step(self, batch: Prompts, batch_idx: int) -> Comparison:  # type: ignore[override]
         return self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:

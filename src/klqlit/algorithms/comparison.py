@@ -46,27 +46,29 @@ class ComparisonMetrics(nn.Module):
         super().__init__()
         self.rollouts = RolloutMetrics(tau=tau)
         self.reference = RolloutMetrics(tau=tau)
-        self.wins = nn.ModuleDict({"score": WinRate(), "gold": WinRate()})
+        self.score_wins = WinRate()
+        self.gold_wins = WinRate()
 
     def update(self, rollout: Rollout, comparison: Comparison) -> None:
         """Add a batch."""
         policy, reference = comparison.policy, comparison.reference
         self.rollouts.update(rollout, policy.gold)
         self.reference.update_scores(reference.scores, reference.gold)
-        self.wins["score"].update(policy.scores, reference.scores)
+        self.score_wins.update(policy.scores, reference.scores)
         if policy.gold is not None and reference.gold is not None:
-            self.wins["gold"].update(policy.gold, reference.gold)
+            self.gold_wins.update(policy.gold, reference.gold)
 
     def compute(self) -> dict[str, float]:
         """All metrics by name, over all ranks: the policy's, `reference/...` and `win_rate/...`."""
         values = self.rollouts.compute()
         values |= {name.replace("reward/", "reference/"): value for name, value in self.reference.compute().items()}
-        wins = {f"win_rate/{name}": win for name, win in self.wins.items() if win.update_called}
-        return values | {name: float(win.compute()) for name, win in wins.items()}
+        if self.gold_wins.update_called:
+            values["win_rate/gold"] = float(self.gold_wins.compute())
+        return values | {"win_rate/score": float(self.score_wins.compute())}
 
     def reset(self) -> None:
         """Forget everything."""
         self.rollouts.reset()
         self.reference.reset()
-        for win in self.wins.values():
-            win.reset()
+        self.score_wins.reset()
+        self.gold_wins.reset()

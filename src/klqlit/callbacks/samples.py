@@ -38,7 +38,13 @@ class SampleTable(L.Callback):
         self._file: StepRows | None = None
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0 and isinstance(outputs, Comparison):
             self._samples = as_rows(outputs)[: self.rows]

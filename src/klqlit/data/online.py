@@ -140,14 +140,14 @@ class OnlineDataModule(L.LightningDataModule):
     @property
     def micro_batches(self) -> int:
         """Batches a phase on each rank."""
-        return self.steps * self.trainer.accumulate_grad_batches
+        return self.steps * self._trainer.accumulate_grad_batches
 
     def phase_batches(self) -> Iterator[Minibatch]:
         """The batches left of the phase under way, or else of the next."""
         if self._experience is not None and self._steps_done >= self.steps:
             self.phase, self._experience = self.phase + 1, None
         if self._experience is None:
-            self._version = self.trainer.global_step
+            self._version = self._trainer.global_step
             self._experience = self._collector.collect(self._phase_prompts())
         for step in range(self._steps_done, self.steps):
             yield from self._deal(self._experience, step)
@@ -159,7 +159,7 @@ class OnlineDataModule(L.LightningDataModule):
         rows = order.chunk(self.minibatches)[index]
         tokens = int(experience.mask[rows].sum())
         mine = rows.chunk(self._world_size)[self._rank]
-        for micro in mine.chunk(self.trainer.accumulate_grad_batches):
+        for micro in mine.chunk(self._trainer.accumulate_grad_batches):
             yield Minibatch(experience=experience.select(micro), tokens=tokens, version=self._version, step=step)
 
     def _phase_prompts(self) -> Prompts:
@@ -238,30 +238,37 @@ class OnlineDataModule(L.LightningDataModule):
             )
 
     def _check_split(self) -> None:
-        micro = self._world_size * self.trainer.accumulate_grad_batches
+        micro = self._world_size * self._trainer.accumulate_grad_batches
         size = self.rollouts // self.minibatches
         if size % micro:
             raise ValueError(
                 f"a minibatch of {size} rows (data.rollouts / data.minibatches) cannot be split evenly over "
                 f"{self._world_size} ranks times trainer.accumulate_grad_batches="
-                f"{self.trainer.accumulate_grad_batches}: choose rollouts so that it is a multiple of {micro}"
+                f"{self._trainer.accumulate_grad_batches}: choose rollouts so that it is a multiple of {micro}"
             )
 
     @property
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None, "the data module works within a trainer"
+        return self.trainer
+
+    @property
     def _collector(self) -> Collector:
-        return self.trainer.lightning_module
+        module = self._trainer.lightning_module
+        assert isinstance(module, Collector)
+        return module
 
     @property
     def _steps_done(self) -> int:
-        return self.trainer.global_step - self._version
+        return self._trainer.global_step - self._version
 
     @property
     def _rank(self) -> int:
-        return self.trainer.global_rank
+        return self._trainer.global_rank
 
     @property
     def _world_size(self) -> int:
-        return self.trainer.world_size
+        return self._trainer.world_size
 
 
 def flatten(experience: Experience) -> dict[str, torch.Tensor]:

@@ -139,9 +139,9 @@ def _trunk_and_head(
             raise ValueError(f"critic.path={path!r} has no linear `score` head to start from; use critic.head='zero'")
         return model.base_model, score
     if path is not None:
-        trunk = load_trunk(path, trust_remote_code=trust_remote_code)
+        model = load_trunk(path, trust_remote_code=trust_remote_code)
     elif isinstance(policy, LanguagePolicy):
-        trunk = copy.deepcopy(policy.model.base_model)
+        model = copy.deepcopy(policy.model)
     else:
         raise ValueError(f"SeparateCritic needs a LanguagePolicy or a path, got {type(policy).__name__} and no path")
-    return trunk, _zero_head(trunk.config.hidden_size)
+    return model.base_model, _zero_head(model.config.hidden_size)

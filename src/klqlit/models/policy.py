@@ -16,6 +16,7 @@ from klqlit.functional.logprobs import token_logprobs
 from klqlit.models.loading import (
     check_vocabulary,
     disable_dropout,
+    embedding_rows,
     export,
     load_causal_lm,
     load_tokenizer,
@@ -141,7 +142,7 @@ class LanguagePolicy(Policy):
 
     @property
     def vocab_size(self) -> int:
-        return self.model.get_input_embeddings().num_embeddings
+        return embedding_rows(self.model)
 
     @property
     def max_positions(self) -> int | None:
