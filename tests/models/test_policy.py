@@ -154,7 +154,7 @@ def test_saved_policies_load_in_transformers_alone(policy, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     logits = model(input_ids=torch.tensor([[3, 4, 5]])).logits
     torch.testing.assert_close(logits, policy.model(input_ids=torch.tensor([[3, 4, 5]])).logits)
-    assert (tmp_path / "model" / "README.md").read_text() == "# A card\n"
+    assert "# A card\n" in (tmp_path / "model" / "README.md").read_text()
     assert model.generation_config.top_k == 0
 
 
