@@ -17,7 +17,7 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student
 
-from quickstart import ROOT, last, run_stage
+from quickstart import ROOT, last, run_stage, starting_models
 
 ALGORITHMS = ("klq", "ppo")
 COLUMNS = {
@@ -62,8 +62,7 @@ def train(runs: Path, folder: Path, algorithm: str, seed: int, options: list[str
         f"--config={ROOT / 'configs' / f'{runs.name}_{algorithm}.yaml'}",
         f"--run_dir={folder}",
         f"--seed_everything={seed}",
-        f"--model.policy.path={runs / 'sft' / 'model'}",
-        f"--model.reward.path={runs / 'reward' / 'model'}",
+        *(f"--{name}={path}" for name, path in starting_models(runs).items()),
         *(f"--{option}" for option in options),
     ]
     with (folder / "log.txt").open("w", encoding="utf-8") as log:

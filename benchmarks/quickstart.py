@@ -98,10 +98,16 @@ def command(task: str, stage: str, runs: Path, *, quick: bool) -> list[str]:
     if stage == "reward":
         options |= {"model.model.path": runs / "sft" / "model"}
     if stage in ("klq", "ppo"):
-        options |= {"model.policy.path": runs / "sft" / "model", "model.reward.path": runs / "reward" / "model"}
+        options |= starting_models(runs)
     if quick:
         options |= QUICK[stage]
     return [sys.executable, "-m", "klqlit", "fit", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def starting_models(runs: Path) -> dict[str, Path]:
+    """What the RL stages of a task start from; the reward of mini_sums is a program and has no path."""
+    reward = {} if runs.name == "mini_sums" else {"model.reward.path": runs / "reward" / "model"}
+    return {"model.policy.path": runs / "sft" / "model"} | reward
 
 
 def report(task: str, runs: Path) -> None:
