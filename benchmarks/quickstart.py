@@ -81,7 +81,7 @@ def run_beside(task: str, stage: str, runs: Path, *, quick: bool = False) -> Non
 def show(stage: str, line: str) -> str:
     """Print a line if it tells of progress; return it."""
     if line.startswith("step ") or "error" in line:
-        Console().print(f"{stage}  {line}", highlight=False)
+        Console().print(f"{stage}  {line}", highlight=False, soft_wrap=True)
     return line
 
 

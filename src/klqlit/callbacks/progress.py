@@ -1,5 +1,6 @@
 """What a person sees of a run under way."""
 
+import math
 import time
 from typing import Any, final
 
@@ -68,13 +69,13 @@ class Progress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._show(trainer, "sampling" if isinstance(pl_module, RLHFModule) else "training")
-        if time.monotonic() - self._printed >= self.interval:
-            self._print_line(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._show(trainer, "updating" if isinstance(pl_module, RLHFModule) else "training")
+        if time.monotonic() - self._printed >= self.interval:
+            self._print_line(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._show(trainer, "validating")
@@ -97,14 +98,14 @@ class Progress(ProgressBar):
                 self._bar.task_ids[0],
                 description=stage,
                 completed=trainer.global_step,
-                total=trainer.estimated_stepping_batches,
+                total=_total(trainer),
                 metrics=self._metrics(trainer),
             )
 
     def _print_line(self, trainer: L.Trainer) -> None:
         if self._bar is None and trainer.global_step > 0:
             self._printed = time.monotonic()
-            steps = f"step {trainer.global_step}/{trainer.estimated_stepping_batches}"
+            steps = f"step {trainer.global_step}/{_total(trainer) or '?'}"
             self._console.print(f"{steps}  {self._metrics(trainer)}", highlight=False, soft_wrap=True)
 
     def _metrics(self, trainer: L.Trainer) -> str:
@@ -115,3 +116,9 @@ class Progress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _total(trainer: L.Trainer) -> int | None:
+    """Optimizer steps of the whole run; None where nothing ends it."""
+    steps = trainer.estimated_stepping_batches
+    return None if math.isinf(steps) else int(steps)
