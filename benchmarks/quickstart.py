@@ -185,7 +185,7 @@ def samples(runs: Path, count: int = 4) -> list[Table]:
         rows[algorithm] = [row for row in every if row["step"] == every[-1]["step"]][:count]
     tables = []
     for klq, ppo in zip(rows["klq"], rows["ppo"], strict=True):
-        table = Table(title=Text(" ".join(klq["prompt"].split())), title_justify="left", show_header=False, width=110)
+        table = Table(title=Text(" ".join(klq["prompt"].split())), title_justify="left", show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
         table.add_column("gold", justify="right")

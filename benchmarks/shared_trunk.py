@@ -16,7 +16,7 @@ from quickstart import metrics, run_stage
 CRITICS = {
     "separate": ["model.critic=klqlit.SeparateCritic"],
     "shared, trunk_gradient 1": ["model.critic=klqlit.SharedCritic", "model.critic.trunk_gradient=1.0"],
-    "shared, trunk_gradient 0.1 (= tau)": ["model.critic=klqlit.SharedCritic", "model.critic.trunk_gradient=0.1"],
+    "shared, trunk_gradient 0.2 (= tau)": ["model.critic=klqlit.SharedCritic", "model.critic.trunk_gradient=0.2"],
     "shared, trunk_gradient 0": ["model.critic=klqlit.SharedCritic", "model.critic.trunk_gradient=0.0"],
 }
 

@@ -1,0 +1,40 @@
+"""Files of rows that a continued run writes on."""
+
+import json
+
+from klqlit.loggers import JSONLinesLogger, StepRows
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_carry_their_step(tmp_path):
+    file = StepRows(tmp_path / "deep" / "rows.jsonl")
+    file.append(3, [{"a": 1.0}, {"b": "é"}])
+    file.append(4, [{"a": 2.0}])
+    assert rows(file.path) == [{"step": 3, "a": 1.0}, {"step": 3, "b": "é"}, {"step": 4, "a": 2.0}]
+
+
+def test_a_continued_run_writes_no_step_twice(tmp_path):
+    first = StepRows(tmp_path / "rows.jsonl")
+    for step in (1, 2, 3):
+        first.append(step, [{"run": 1}])
+    # The checkpoint was of step 1: steps 2 and 3 are taken again.
+    second = StepRows(tmp_path / "rows.jsonl")
+    for step in (2, 3):
+        second.append(step, [{"run": 2}])
+    assert rows(first.path) == [{"step": 1, "run": 1}, {"step": 2, "run": 2}, {"step": 3, "run": 2}]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a"')
+    StepRows(path).append(2, [{"a": 5}])
+    assert rows(path) == [{"step": 1, "a": 1}, {"step": 2, "a": 5}]
+
+
+def test_the_logger_writes_metrics(tmp_path):
+    logger = JSONLinesLogger(str(tmp_path / "metrics.jsonl"))
+    logger.log_metrics({"loss": 0.5}, step=7)
+    assert rows(tmp_path / "metrics.jsonl") == [{"step": 7, "loss": 0.5}]
