@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, final
 
 import lightning as L
+import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,7 +25,8 @@ from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
 
 TRAINER_DEFAULTS = {
-    "accelerator": "auto",
+    # Metrics and running statistics are in double precision, which Apple's MPS does not have.
+    "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
     "devices": 1,
     "num_sanity_val_steps": 0,  # a sanity check would sample from a policy that the run has not started
     "enable_model_summary": False,
@@ -85,6 +87,8 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         # Two are kept, so that a torn one never leaves a run with none.
         parser.set_defaults({"checkpoint.save_top_k": 2, "checkpoint.monitor": "step", "checkpoint.mode": "max"})
+        # With the validation, as is Lightning's default, `every_n_epochs` would be ignored between two of them.
+        parser.set_defaults({"checkpoint.save_on_train_epoch_end": True})
         parser.set_defaults({"checkpoint.filename": "step-{step}", "checkpoint.auto_insert_metric_name": False})
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
         parser.link_arguments("run_dir", "trainer.default_root_dir")

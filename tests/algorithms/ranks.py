@@ -62,7 +62,7 @@ def run(model: str, out: str, algorithm: str, devices: int, checkpoint: str | No
         options["adaptive_kl"] = AdaptiveKL(0.01, horizon=50)
     module = make_module(model, {"klq": KLQ, "ppo": PPO}[algorithm], **options)
     source = ListSource(questions(20), [f"held out {i}?" for i in range(7)])
-    data = make_data(source=source, rollouts=16, validation_prompts=7, validation_batch_size=2)
+    data = make_data(source=source, rollouts=16, validation_prompts=9, validation_batch_size=2)
     strategy = "ddp" if devices > 1 else "auto"
     trainer = make_trainer(out, watch, seen, Save(), devices=devices, strategy=strategy, limit_val_batches=1.0)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)

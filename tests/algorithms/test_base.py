@@ -154,7 +154,7 @@ class Forgetful(Policy):
     def decode(self, tokens, mask, cache):
         return self.inner.decode(tokens, mask, cache)
 
-    def save(self, directory, card):
+    def save(self, directory, card, *, temperature):
         raise NotImplementedError
 
 

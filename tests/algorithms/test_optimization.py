@@ -110,3 +110,23 @@ def test_a_critic_without_weights_needs_no_group(quitter_dir):
 def test_arguments_out_of_range_are_refused(option, message):
     with pytest.raises(ValueError, match=message):
         Optimization(**option)
+
+
+def test_a_lower_rate_given_on_resume_wins_over_the_checkpoints():
+    state = {
+        "optimizer_states": [
+            {
+                "param_groups": [
+                    {"name": "policy", "lr": 5e-4, "initial_lr": 1e-3},
+                    {"name": "critic", "lr": 1e-3, "initial_lr": 2e-3},
+                ]
+            }
+        ],
+        "lr_schedulers": [{"base_lrs": [1e-3, 2e-3]}],
+    }
+    Optimization(lr=1e-4, critic_lr=2e-3).restore_rates(state)
+    policy, critic = state["optimizer_states"][0]["param_groups"]
+    assert policy["lr"] == pytest.approx(5e-5)
+    assert policy["initial_lr"] == 1e-4
+    assert (critic["lr"], critic["initial_lr"]) == (1e-3, 2e-3)
+    assert state["lr_schedulers"][0]["base_lrs"] == [1e-4, 2e-3]

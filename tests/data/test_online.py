@@ -1,7 +1,5 @@
 """Prompts, phases and minibatches of the online data module."""
 
-from types import SimpleNamespace
-
 import lightning as L
 import pytest
 import torch
@@ -215,9 +213,8 @@ def test_validation_uses_each_held_out_prompt_once_with_seeds_that_stay(quitter_
 
 def test_fewer_held_out_prompts_than_ranks_are_refused(quitter_dir):
     data = make_data(source=ListSource(questions(8), ["why?"]))
-    data.trainer = SimpleNamespace(
-        lightning_module=make_module(quitter_dir), world_size=2, global_rank=0, accumulate_grad_batches=1
-    )
+    data.trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    data.trainer.strategy.connect(make_module(quitter_dir))
     with pytest.raises(ValueError, match="1 validation prompts cannot be dealt to 2 ranks"):
         data.setup("fit")
 

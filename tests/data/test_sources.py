@@ -246,3 +246,10 @@ def test_real_tldr_posts(limit):
     assert max(map(words, short)) <= limit
     assert all(text.endswith("\n\nTL;DR:") for text in short)
     assert all(new == row["prompt"] for new, row in zip(short, rows, strict=True) if words(row["prompt"]) <= limit)
+
+
+def test_hh_rows_with_a_completion_get_its_leading_space(tmp_path):
+    (tmp_path / "a.json").write_text('[{"prompt": "Which capital has France?", "completion": "Paris."}]')
+    (tmp_path / "b.json").write_text('[{"prompt": "And Spain?", "completion": "Madrid."}]')
+    source = HHDialogue(str(tmp_path / "a.json"), validation_path=str(tmp_path / "b.json"))
+    assert [row["completion"] for row in source.rows("train")] == [" Paris."]

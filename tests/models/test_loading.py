@@ -205,7 +205,7 @@ def test_export_is_read_by_transformers_alone(tmp_path, tokenizer, architecture)
     torch.testing.assert_close(again.train()(IDS).logits, model(IDS).logits, rtol=0, atol=0)
     # Qwen's tokenizer class adds a token of its own.
     assert tokenizer.get_vocab().items() <= AutoTokenizer.from_pretrained(directory).get_vocab().items()
-    assert Path(directory, "README.md").read_text() == "# A card\n"
+    assert Path(directory, "README.md").read_text() == "---\nlibrary_name: transformers\n---\n# A card\n"
     assert Path(directory, "model.safetensors").exists()
     settings = GenerationConfig.from_pretrained(directory)
     assert (settings.eos_token_id, settings.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -217,13 +217,13 @@ def test_export_replaces_an_older_model_whole_or_not_at_all(tmp_path, tokenizer,
     export(tiny_language_model("llama", tokenizer), tokenizer, str(directory), card="old")
     (directory / "stale.txt").touch()
     export(tiny_language_model("llama", tokenizer, seed=1), tokenizer, str(directory), card="new")
-    assert (directory / "README.md").read_text() == "new"
+    assert (directory / "README.md").read_text().endswith("\nnew")
     assert not (directory / "stale.txt").exists()
     monkeypatch.setattr(Path, "write_text", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         export(tiny_language_model("llama", tokenizer), tokenizer, str(directory), card="newer")
     monkeypatch.undo()
-    assert (directory / "README.md").read_text() == "new"
+    assert (directory / "README.md").read_text().endswith("\nnew")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     weights = AutoModelForCausalLM.from_pretrained(directory)(IDS).logits
     torch.testing.assert_close(weights, tiny_language_model("llama", tokenizer, seed=1).eval()(IDS).logits)

@@ -150,7 +150,7 @@ def test_frozen_copy_stays_while_the_policy_learns(llama, model_dir):
 
 
 def test_saved_policies_load_in_transformers_alone(policy, tmp_path):
-    policy.save(str(tmp_path / "model"), "# A card\n")
+    policy.save(str(tmp_path / "model"), "# A card\n", temperature=1.0)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     logits = model(input_ids=torch.tensor([[3, 4, 5]])).logits
     torch.testing.assert_close(logits, policy.model(input_ids=torch.tensor([[3, 4, 5]])).logits)

@@ -117,7 +117,7 @@ def test_reward_sums_over_real_tokens():
 
 
 def test_save_and_load(policy, tmp_path):
-    policy.save(str(tmp_path / "new" / "model"), "# A card\n")
+    policy.save(str(tmp_path / "new" / "model"), "# A card\n", temperature=1.0)
     loaded = TabularPolicy.load(str(tmp_path / "new" / "model"))
     assert torch.equal(loaded.logits, policy.logits)
     sequences = rows([0, 1], [[1, 0], [EOS]])

@@ -43,7 +43,7 @@ class Scripted(Policy):
         logits[torch.arange(len(said)), torch.tensor(said)] = 0.0
         return logits, t + 1
 
-    def save(self, directory, card):
+    def save(self, directory, card, *, temperature):
         raise NotImplementedError
 
 
@@ -70,7 +70,7 @@ class Constant(Policy):
     def decode(self, tokens, mask, cache):
         return self.logits.expand(len(tokens), -1), ()
 
-    def save(self, directory, card):
+    def save(self, directory, card, *, temperature):
         raise NotImplementedError
 
 

@@ -23,6 +23,7 @@ from klqlit.metrics.means import Means
 from klqlit.metrics.rollout import RolloutMetrics
 from klqlit.metrics.stopwatch import Stopwatch
 from klqlit.models.critic import CriticFactory, SeparateCritic
+from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
 from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
@@ -70,6 +71,8 @@ class RLHFModule(L.LightningModule, ABC):
         check_tau(tau)
         self.policy = policy
         self.critic = critic(policy)
+        if reference is not None and not same_tokenizer(reference.tokenizer, policy.tokenizer):
+            raise ValueError("reference has another tokenizer than the policy, so it cannot read the policy's tokens")
         # A policy that starts as its own reference must give KL 0 at first; one with a reference of its own need not.
         self.starts_at_reference = reference is None
         self.reference = policy.frozen_copy() if reference is None else reference.requires_grad_(False)
@@ -113,6 +116,10 @@ class RLHFModule(L.LightningModule, ABC):
         """Longest prompt, in tokens, that leaves room for a response."""
         limit = self.policy.max_positions
         return None if limit is None else limit - self.sampler.response_length
+
+    def setup(self, stage: str) -> None:
+        # Kept within one run of the trainer, whose validation prompts do not change.
+        self._reference_side.clear()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt."""
@@ -296,12 +303,13 @@ class RLHFModule(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= frozen
+        self.optimization.restore_rates(checkpoint)
         self.phase_metrics = checkpoint["phase"]["metrics"]
         self.training_metrics.restore(checkpoint["phase"]["training"])
 
     def export(self, directory: str) -> None:
         """Write the policy as a Hugging Face directory, with tokenizer, generation config and model card."""
-        self.policy.save(directory, self._model_card())
+        self.policy.save(directory, self._model_card(), temperature=self.sampler.temperature)
 
     def _model_card(self) -> str:
         measured = {name: float(value) for name, value in self.trainer.callback_metrics.items()}

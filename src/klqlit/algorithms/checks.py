@@ -56,6 +56,5 @@ def check_precision(precision: str) -> None:
     """
     if precision in ("bf16-true", "16-true", "16-mixed"):
         raise ValueError(
-            f"trainer.precision={precision!r} loses what on-policy ratios are made of: use 'bf16-mixed', or '32-true' "
-            "with policy.dtype: bfloat16 for weights of half the size"
+            f"trainer.precision={precision!r} loses what on-policy ratios are made of: use '32-true' or 'bf16-mixed'"
         )

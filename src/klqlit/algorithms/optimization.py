@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, final
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -76,6 +77,20 @@ class Optimization:
         optimizer = AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
         scheduler = LambdaLR(optimizer, schedules)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def restore_rates(self, checkpoint: dict[str, Any]) -> None:
+        """Let the learning rates given here win over those in a checkpoint about to be loaded, and say so.
+
+        A run that diverged is to go on at a lower rate. Where nothing was changed the checkpoint stays as it is.
+        """
+        rates = {"policy": self.lr, "critic": self.critic_lr}
+        for state, schedule in zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True):
+            for i, group in enumerate(state["param_groups"]):
+                saved, rate = group["initial_lr"], rates[group["name"]]
+                if saved != rate:
+                    rank_zero_info(f"the {group['name']}'s learning rate is {rate:g} from here on; it was {saved:g}")
+                    group["lr"] *= rate / saved
+                    group["initial_lr"] = schedule["base_lrs"][i] = rate
 
     def _factor(self, step: int, total_steps: int | None) -> float:
         warmup = min((step + 1) / (self.warmup_steps + 1), 1.0)

@@ -30,7 +30,8 @@ class Export(L.Callback):
         if not isinstance(pl_module, Exportable):
             raise ValueError(f"Export needs a module with `export(directory)`, and {type(pl_module).__name__} has none")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Also where the run was finished before and nothing was left to train: a crash may have come before the export.
         assert isinstance(pl_module, Exportable)
         directory = Path(trainer.default_root_dir) / self.dirname
         pl_module.export(str(directory))

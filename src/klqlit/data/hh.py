@@ -14,6 +14,9 @@ HUMAN = "\n\nHuman:"
 ASSISTANT = "\n\nAssistant:"
 
 
+COLUMNS = ("prompt", "completion", "chosen", "rejected")
+
+
 @final
 class HHDialogue(Source):
     r"""Prompts as `\n\nHuman: ..\n\nAssistant:`, completions with exactly one leading space.
@@ -86,7 +89,7 @@ class HHDialogue(Source):
 
     def _row(self, row: Row, where: str) -> tuple[Row, str | None]:
         """The row in our format, and why it cannot be used, None where it can."""
-        found = {name: text(row, name, where) for name in ("prompt", "chosen", "rejected") if name in row}
+        found = {name: text(row, name, where) for name in COLUMNS if name in row}
         if not found.keys() & {"prompt", "chosen"}:
             raise ValueError(f"{where} has neither `chosen` nor `prompt`; it has {', '.join(map(repr, row))}")
         prompts, completions = set(), {}
@@ -106,7 +109,7 @@ class HHDialogue(Source):
         others = {name: value for name, value in row.items() if name not in found}
         formatted = others | {"prompt": prompt} | {name: " " + value for name, value in completions.items()}
         if "chosen" in formatted:
-            formatted["completion"] = formatted["chosen"]
+            formatted.setdefault("completion", formatted["chosen"])
         return formatted, self._unusable(prompts, list(completions.values()))
 
     def _unusable(self, prompts: set[str], completions: list[str]) -> str | None:

@@ -102,10 +102,11 @@ class OnlineDataModule(L.LightningDataModule):
         return Batches(self.micro_batches, self.phase_batches)
 
     def val_dataloader(self) -> Batches:
-        # Each rank takes every world-size-th prompt; the counts may differ by one, and the metrics are weighted.
+        # All ranks have as many batches, since they exchange buffers in each; the sizes may differ by one.
         # (No torch DataLoader: Lightning would split this rank's share over the ranks once more.)
-        mine = range(self._rank, len(self._rows["validation"]), self._world_size)
-        batches = split(mine, self.validation_batch_size, least=1)
+        ranks = self._world_size
+        whole = split(range(len(self._rows["validation"])), self.validation_batch_size * ranks, least=ranks)
+        batches = [batch[self._rank :: ranks] for batch in whole]
         return Batches(len(batches), lambda: map(self._validation_batch, batches))
 
     def test_dataloader(self) -> Batches:

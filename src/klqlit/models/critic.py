@@ -57,7 +57,9 @@ class SeparateCritic(Critic):
         super().__init__()
         if path is None and head == "pretrained":
             raise ValueError("critic.head='pretrained' needs critic.path: the reward model whose head to start from")
-        if path is not None and not same_tokenizer(load_tokenizer(path), policy.tokenizer):
+        if path is not None and not same_tokenizer(
+            load_tokenizer(path, trust_remote_code=trust_remote_code), policy.tokenizer
+        ):
             raise ValueError(
                 f"critic.path={path!r} has another tokenizer than the policy, so it cannot read the policy's tokens; "
                 "leave critic.path out to start from the policy"

@@ -167,7 +167,14 @@ def check_model_path(path: str) -> None:
         raise ValueError(f"there is no model directory {path!r}: check the path (current directory: {os.getcwd()})")
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str, *, card: str) -> None:
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str,
+    *,
+    card: str,
+    temperature: float = 1.0,
+) -> None:
     """Write weights (safetensors), tokenizer, generation settings and model card.
 
     All ranks must call it, since gathering sharded weights takes part of each; the first one writes. The directory
@@ -178,6 +185,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory
         tokenizer: saved beside it.
         directory: the directory to make; its parents are made too.
         card: text of README.md.
+        temperature: at which the model is meant to be sampled.
     """
     several = distributed.is_available() and distributed.is_initialized()
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -187,7 +195,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             fresh = Path(scratch) / "new"
             if model.can_generate():
-                model.generation_config = _generation_config(tokenizer)
+                model.generation_config = _generation_config(tokenizer, temperature)
             model.save_pretrained(fresh, state_dict=weights)
             tokenizer.save_pretrained(fresh)
             (fresh / "README.md").write_text(f"---\nlibrary_name: transformers\n---\n{card}", encoding="utf-8")
@@ -245,7 +253,7 @@ def _unreadable(what: str, path: str, error: Exception) -> str:
     )
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def _generation_config(tokenizer: PreTrainedTokenizerBase, temperature: float) -> GenerationConfig:
     """Sampling from the model as it is: transformers cuts to the 50 likeliest tokens unless told otherwise."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return GenerationConfig(
@@ -253,7 +261,7 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=pad,
         do_sample=True,
-        temperature=1.0,
+        temperature=temperature,
         top_k=0,
         top_p=1.0,
     )

@@ -69,7 +69,7 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save(self, directory: str, card: str) -> None:
+    def save(self, directory: str, card: str, *, temperature: float) -> None:
         """Write the policy as a directory that can be loaded again by path."""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -175,8 +175,8 @@ class LanguagePolicy(Policy):
         )
         return output.logits[:, -1].float(), output.past_key_values
 
-    def save(self, directory: str, card: str) -> None:
-        export(self.model, self.tokenizer, directory, card=card)
+    def save(self, directory: str, card: str, *, temperature: float) -> None:
+        export(self.model, self.tokenizer, directory, card=card, temperature=temperature)
 
     def _positions(self, mask: Bool[Tensor, "B S"], last: int) -> dict[str, Tensor]:
         return {"position_ids": positions(mask)[:, -last:]} if self._takes_positions else {}

@@ -127,7 +127,7 @@ class TabularPolicy(Policy):
         state = self.tree.start(tokens, mask) if cache is None else self.tree.next_states[cache, tokens[:, 0]]
         return self.logits[state], state
 
-    def save(self, directory: str, card: str) -> None:
+    def save(self, directory: str, card: str, *, temperature: float) -> None:
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         shape = {"prompts": str(self.tree.prompts), "horizon": str(self.tree.horizon)}
