@@ -428,7 +428,7 @@ def test_mixed_precision_trains_with_clipped_gradients(fit, algorithm):
 
 
 def test_half_precision_for_everything_is_refused(fit):
-    with pytest.raises(ValueError, match=r"trainer\.precision='bf16-true' .* use 'bf16-mixed'"):
+    with pytest.raises(ValueError, match=r"trainer\.precision='bf16-true' .* use '32-true' or 'bf16-mixed'"):
         fit(KLQ, trainer={"precision": "bf16-true"})
     for precision in ("16-true", "16-mixed"):
         with pytest.raises(ValueError, match=precision):
