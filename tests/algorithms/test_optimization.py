@@ -130,3 +130,9 @@ def test_a_lower_rate_given_on_resume_wins_over_the_checkpoints():
     assert policy["initial_lr"] == 1e-4
     assert (critic["lr"], critic["initial_lr"]) == (1e-3, 2e-3)
     assert state["lr_schedulers"][0]["base_lrs"] == [1e-4, 2e-3]
+
+
+def test_a_checkpoint_of_weights_alone_has_no_rates_to_restore():
+    state = {"state_dict": {}}
+    Optimization(lr=1e-4).restore_rates(state)
+    assert state == {"state_dict": {}}

@@ -81,10 +81,12 @@ class Optimization:
     def restore_rates(self, checkpoint: dict[str, Any]) -> None:
         """Let the learning rates given here win over those in a checkpoint about to be loaded, and say so.
 
-        A run that diverged is to go on at a lower rate. Where nothing was changed the checkpoint stays as it is.
+        A run that diverged is to go on at a lower rate. Where nothing was changed the checkpoint stays as it is; one
+        saved with weights only has no rates.
         """
         rates = {"policy": self.lr, "critic": self.critic_lr}
-        for state, schedule in zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True):
+        states, schedules = checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", [])
+        for state, schedule in zip(states, schedules, strict=True):
             for i, group in enumerate(state["param_groups"]):
                 saved, rate = group["initial_lr"], rates[group["name"]]
                 if saved != rate:
