@@ -20,10 +20,13 @@ LAYERS = [
     {"rollout"},
     {"algorithms"},
     {"finetuning"},
+    {"judges"},
     {"loggers"},
     {"callbacks"},
+    {"reports"},
     {"option_errors"},
     {"command_line"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -6,15 +6,22 @@ This module only chooses the command. What a command needs is imported when it r
 import os
 import sys
 import traceback
+from importlib import import_module
 
 COMMANDS = {
     "fit": "train: supervised fine-tuning, reward modelling, KLQ, PPO or your own objective",
     "validate": "measure on held-out prompts",
     "test": "the same under the name of a test",
     "predict": "write completions of held-out prompts as JSONL",
+    "judge": "compare two policies' completions pairwise, and say how sure the comparison is",
+    "analyse": "win rates and their intervals from a file of verdicts",
+    "report": "one HTML page of runs and comparisons",
 }
 
-USAGE = """usage: python -m klqlit COMMAND --config FILE [--config FILE ...] [--option value ...]
+OTHER_COMMANDS = ("judge", "analyse", "report")
+"""Those that do not go through Lightning's command line."""
+
+USAGE = """usage: python -m klqlit COMMAND [--config FILE ...] [--option value ...]
 
 commands:
 {commands}
@@ -22,7 +29,9 @@ commands:
 Options are the arguments of the classes in the configuration, and override it:
   python -m klqlit fit --config configs/mini_hh_klq.yaml --model.tau 0.1 --trainer.max_epochs 20
   python -m klqlit fit --config configs/mini_hh_klq.yaml --print_config      the whole configuration
-  python -m klqlit fit --help                                                all options"""
+  python -m klqlit fit --help                                                all options
+  python -m klqlit judge --a runs/klq --b runs/ppo --judge LengthJudge       who wins?
+  python -m klqlit report runs --out report                                  look at everything"""
 
 
 def main(arguments: list[str]) -> int:
@@ -58,11 +67,16 @@ def fail(message: str) -> int:
 
 def _run(command: str, options: list[str]) -> int:
     from klqlit.algorithms.checks import Divergence, StaleRollout
-    from klqlit.command_line import run
+    from klqlit.judges.base import JudgeStopped
 
     try:
-        run(command, options)
-    except (ValueError, Divergence, StaleRollout) as error:
+        if command in OTHER_COMMANDS:
+            import_module(f"klqlit.commands.{command}").run(options)
+        else:
+            from klqlit.command_line import run
+
+            run(command, options)
+    except (ValueError, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
             traceback.print_exc()
         return fail(str(error))
