@@ -1,5 +1,6 @@
 """What a judge is: questions in, judgments out."""
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,11 +92,18 @@ class Judge(ABC):
         """False where the order of the responses cannot change the verdict, so that one order is enough."""
 
     @abstractmethod
-    def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Judgment]]:
+    def judge(
+        self, questions: Sequence[Question], stopping: threading.Event | None = None
+    ) -> Iterator[tuple[int, Judgment]]:
         """Judgments as they come, in any order, each with the index of its question.
 
         A question that could not be asked (the request failed after its retries) is left out, so that a later run asks
-        it again.
+        it again. Closing the iterator drops what is under way.
+
+        Args:
+            questions: what to judge.
+            stopping: once it is set, no further question is begun; those under way are finished and given, and then
+                the iterator ends. A signal handler may set it.
 
         Raises:
             JudgeStopped: the judge cannot go on: too many requests failed, or the first shows that all will.
