@@ -45,6 +45,7 @@ class JudgedPair:
         unreadable: answers to this pair from which no verdict could be read.
         failed: requests for this pair that failed.
         both_orders: both orders were asked; where False, one is enough.
+        answers: the judge's own words, under `a_first` and `a_second` as far as there are any.
     """
 
     pair: Pair
@@ -53,6 +54,7 @@ class JudgedPair:
     unreadable: int = 0
     failed: int = 0
     both_orders: bool = True
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome | None:
