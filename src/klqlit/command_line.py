@@ -17,9 +17,11 @@ from transformers.utils import logging as transformers_logging
 
 from klqlit.algorithms.base import RLHFModule
 from klqlit.callbacks.completions import CompletionWriter
+from klqlit.callbacks.critic_record import CriticRecord
 from klqlit.callbacks.export import Export
 from klqlit.callbacks.final_checkpoint import FinalCheckpoint
 from klqlit.callbacks.progress import Progress
+from klqlit.callbacks.run_record import RunRecord
 from klqlit.loggers import JSONLinesLogger
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
@@ -97,7 +99,10 @@ class CommandLine(LightningCLI):
         run_dir = self.config["run_dir"]
         extra: list[L.Callback] = [Progress()]
         if self.command == "fit":
-            extra += [FinalCheckpoint(checkpoint_folder(run_dir)), Export()]
+            # The run's record comes last: a run is finished when its model is exported.
+            extra += [FinalCheckpoint(checkpoint_folder(run_dir)), Export(), RunRecord()]
+        if self.command == "fit" and isinstance(self.model, RLHFModule):
+            extra.append(CriticRecord())
         if self.command == "predict":
             extra.append(CompletionWriter(f"{run_dir}/completions.jsonl"))
         configured = self._get(self.config_init, "trainer")["callbacks"] or []

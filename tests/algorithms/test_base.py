@@ -362,14 +362,14 @@ def test_comparison_by_hand():
     zero = torch.zeros(2)
     policy = Scored(completions=rollout.completions, scores=rollout.scores, gold=zero)
     reference = Scored(completions=rollout.completions, scores=torch.tensor([2.0, 2.0]), gold=zero)
-    metrics.update(rollout, Comparison(policy=policy, reference=reference))
+    metrics.update(Comparison(policy=policy, reference=reference, rollout=rollout))
     found = metrics.compute()
     assert (found["win_rate/score"], found["win_rate/gold"]) == (0.5, 0.5)
     assert (found["reward/score"], found["reference/score"], found["reference/score_std"]) == (2.0, 2.0, 0.0)
     assert found["kl/sequence"] == 0.25
     metrics.reset()
     worse = Scored(completions=rollout.completions, scores=torch.tensor([0.0, 1.0]), gold=None)
-    metrics.update(rollout, Comparison(policy=policy, reference=worse))
+    metrics.update(Comparison(policy=policy, reference=worse, rollout=rollout))
     found = metrics.compute()
     assert found["win_rate/score"] == 1.0
     assert "win_rate/gold" not in found

@@ -131,9 +131,7 @@ class RLHFModule(L.LightningModule, ABC):
         # A run resumed after the last step of a phase skips that phase's end.
         self.training_metrics.reset()
         with torch.no_grad():
-            rollout = gather(self.roll_out(prompts))
-            shaped = self.shaping(rollout.rewards, rollout.completions.ended, rollout.mask)
-            rollout = replace(rollout, rewards=shaped)
+            rollout = self._shaped(gather(self.roll_out(prompts)))
             if rollout.version == 0 and self.starts_at_reference:
                 check_first_rollout(rollout, tolerance=1e-4 if self._full_precision else 5e-2)
             self._measure(rollout)
@@ -172,13 +170,24 @@ class RLHFModule(L.LightningModule, ABC):
             columns=prompts.columns,
         )
 
+    def _shaped(self, rollout: Rollout) -> Rollout:
+        return replace(rollout, rewards=self.shaping(rollout.rewards, rollout.completions.ended, rollout.mask))
+
+    def realised_returns(self, rollout: Rollout) -> Float[Tensor, "B T"]:
+        r"""What V(s_t) should predict: \sum_{k \ge t} ( r_{k+1} - \tau \log( \pi(a_k|s_k) / \pi_b(a_k|s_k) ) ).
+
+        Args:
+            rollout: with shaped rewards, in whose units the critic learns.
+        """
+        mask = rollout.mask
+        rewards = kl_penalised_rewards(rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.tau)
+        return monte_carlo_returns(rewards, mask, gamma=1.0)
+
     def _measure(self, rollout: Rollout) -> None:
         """Metrics of the phase's rollout. It holds all ranks' rows, so that every rank computes the same."""
         gold = self._gold_scores(rollout.completions)
         self.rollout_metrics.update(rollout, gold)
-        mask = rollout.mask
-        rewards = kl_penalised_rewards(rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.tau)
-        returns = monte_carlo_returns(rewards, mask, gamma=1.0)
+        mask, returns = rollout.mask, self.realised_returns(rollout)
         self.explained_variance.update(rollout.values[mask], returns[mask])
         times = self.stopwatch.lap()
         self.phase_metrics = self.rollout_metrics.compute() | {
@@ -268,8 +277,8 @@ class RLHFModule(L.LightningModule, ABC):
             _, completions = self._complete(self.reference, batch)
             scores = total_scores(checked_scores(self.reward, completions), completions.sequences.mask)
             self._reference_side[batch_idx] = self._scored(completions, scores)
-        comparison = Comparison(policy=policy, reference=self._reference_side[batch_idx])
-        self.comparison_metrics.update(rollout, comparison)
+        comparison = Comparison(policy=policy, reference=self._reference_side[batch_idx], rollout=rollout)
+        self.comparison_metrics.update(comparison)
         return comparison
 
     def on_validation_epoch_end(self) -> None:
@@ -284,6 +293,23 @@ class RLHFModule(L.LightningModule, ABC):
     def _log_comparison(self, group: str) -> None:
         self.log_dict({f"{group}/{name}": value for name, value in self.comparison_metrics.compute().items()})
         self.comparison_metrics.reset()
+
+    @torch.inference_mode(False)  # what an algorithm keeps must remain usable in training
+    @torch.no_grad()
+    def as_collected(self, rollout: Rollout) -> tuple[Rollout, Experience]:
+        """What `collect` would make of a rollout that nothing is learned from: with shaped rewards, and its targets.
+
+        Running statistics of the shaping and of the algorithm, which are buffers, stay as they are.
+
+        Args:
+            rollout: from `roll_out`, of all ranks.
+        """
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        rollout = self._shaped(rollout)
+        experience = self.targets(rollout)
+        for name, buffer in self.named_buffers():
+            buffer.copy_(before[name])
+        return rollout, experience
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Scored:
         _, completions = self._complete(self.policy, batch)

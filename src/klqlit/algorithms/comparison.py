@@ -28,10 +28,17 @@ class Scored:
 
 @dataclass(kw_only=True, slots=True)
 class Comparison:
-    """Both sides' completions of the same prompts, drawn with the same seeds."""
+    """Both sides' completions of the same prompts, drawn with the same seeds.
+
+    Attributes:
+        policy: the policy's completions.
+        reference: the reference's.
+        rollout: the policy's completions with log-probabilities, values and raw scores; this rank's rows.
+    """
 
     policy: Scored
     reference: Scored
+    rollout: Rollout
 
 
 @final
@@ -49,10 +56,10 @@ class ComparisonMetrics(nn.Module):
         self.score_wins = WinRate()
         self.gold_wins = WinRate()
 
-    def update(self, rollout: Rollout, comparison: Comparison) -> None:
+    def update(self, comparison: Comparison) -> None:
         """Add a batch."""
         policy, reference = comparison.policy, comparison.reference
-        self.rollouts.update(rollout, policy.gold)
+        self.rollouts.update(comparison.rollout, policy.gold)
         self.reference.update_scores(reference.scores, reference.gold)
         self.score_wins.update(policy.scores, reference.scores)
         if policy.gold is not None and reference.gold is not None:

@@ -1,0 +1,84 @@
+"""How a run was made and how it ended: what its configuration does not say."""
+
+import json
+import math
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from klqlit.version import __version__
+
+PACKAGES = ("torch", "lightning", "transformers")
+
+
+@final
+class RunRecord(L.Callback):
+    """Writes ``run.json`` into the run's folder: each start with versions and device, and the state of the run.
+
+    The state is "running" until fit ends ("finished") or an exception ends it ("stopped"); a run that was killed stays
+    "running".
+    """
+
+    def __init__(self) -> None:
+        self._started = False
+
+    @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        steps = trainer.estimated_stepping_batches
+        start = {
+            "time": now(),
+            "step": trainer.global_step,
+            "steps": None if math.isinf(steps) else int(steps),
+            "versions": versions(),
+            "device": device_name(pl_module.device),
+            "threads": torch.get_num_threads(),
+            "ranks": trainer.world_size,
+        }
+        self._started = True
+        write(trainer, state="running", starts=[*read(trainer).get("starts", []), start])
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        write(trainer, state="finished", starts=read(trainer).get("starts", []))
+
+    @rank_zero_only
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # A mistake in the options stops no run: what stands in the folder is as it was.
+        if self._started:
+            reason = f"{type(exception).__name__}: {exception}"
+            write(trainer, state="stopped", starts=read(trainer)["starts"], reason=reason)
+
+
+def versions() -> dict[str, str]:
+    """What the run's numbers depend on."""
+    return {"klqlit": __version__, "python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write(trainer: L.Trainer, *, state: str, starts: list[dict[str, Any]], reason: str | None = None) -> None:
+    """Replace the record."""
+    record = {"state": state, "time": now(), "step": trainer.global_step, "reason": reason, "starts": starts}
+    path, scratch = (Path(trainer.default_root_dir) / name for name in ("run.json", "run.json.tmp"))
+    scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def read(trainer: L.Trainer) -> dict[str, Any]:
+    """The record so far."""
+    path = Path(trainer.default_root_dir) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
