@@ -74,11 +74,9 @@ def test_no_common_prompt_shows_one_of_each():
 
 
 def test_columns_are_those_on_which_the_sides_agree():
-    (a,), (b,) = (
-        responses("p", columns={"x": 1, "y": 2, "run": "a"}),
-        responses("p", columns={"x": 1, "z": 3, "run": "b"}),
-    )
-    assert match([a], [b]).pairs[0].columns == {"x": 1, "y": 2, "z": 3}
+    a = responses("p", columns={"x": 1, "y": 2, "run": "a"})
+    b = responses("p", columns={"x": 1, "z": 3, "run": "b"})
+    assert match(a, b).pairs[0].columns == {"x": 1, "y": 2, "z": 3}
     assert match(b, a).pairs[0].columns == {"x": 1, "y": 2, "z": 3}
 
 
