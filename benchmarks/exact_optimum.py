@@ -89,10 +89,15 @@ def ppo(tau: float) -> Callable[..., RLHFModule]:
 
 def penalty(tau: float, alpha: float) -> Callable[..., RLHFModule]:
     """KLQ's twin: exact steps of both are pi_old exp(alpha A / tau)."""
+    return penalised(tau, beta=tau / alpha)
+
+
+def penalised(tau: float, beta: float) -> Callable[..., RLHFModule]:
+    """PPO without clipping and whitening, with a reverse-KL penalty."""
     return partial(
         PPO,
         tau=tau,
-        surrogate=PenalisedSurrogate(beta=tau / alpha),
+        surrogate=PenalisedSurrogate(beta=beta),
         whiten_advantages=False,
         value_clip=None,
         value_coefficient=1.0,

@@ -46,7 +46,8 @@ def main() -> None:
         list(
             pool.map(lambda cell: train(runs, runs / "seeds" / "{}-{}".format(*cell), *cell, arguments.options), cells)
         )
-    results = {name: [measure(runs, name, seed) for seed in range(1, arguments.seeds + 1)] for name in ALGORITHMS}
+    seeds = range(1, arguments.seeds + 1)
+    results = {name: [measure(runs, f"seeds/{name}-{seed}") for seed in seeds] for name in ALGORITHMS}
     (runs / "seeds.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = as_markdown(results)
     (runs / "seeds.md").write_text(table, encoding="utf-8")
@@ -76,9 +77,8 @@ def train(runs: Path, folder: Path, algorithm: str, seed: int, options: list[str
     print(f"{folder.name}: done", flush=True)
 
 
-def measure(runs: Path, algorithm: str, seed: int) -> dict[str, float]:
-    """A finished run's last validation, and its seconds per phase."""
-    folder = f"seeds/{algorithm}-{seed}"
+def measure(runs: Path, folder: str) -> dict[str, float]:
+    """The last validation of a finished run in `runs`, and its seconds per phase."""
     row = last(runs, folder, "val/objective/J")
     times = last(runs, folder, "time/optimization")
     seconds = sum(times[f"time/{stage}"] for stage in ("generation", "scoring", "optimization"))
