@@ -204,12 +204,12 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
     def _encode(self, rows: list[Row], split: Split) -> list[Example]:
         self._check_columns(rows, split)
         prompts, shortened = self._encode_prompts([row["prompt"] for row in rows])
-        limit = self._max_completion_tokens
-        completions = [encode_completions(self.tokenizer, [r[name] for r in rows], limit) for name in self.columns]
+        tokenizer, limit = self.tokenizer, self._max_completion_tokens
+        completions = [encode_completions(tokenizer, [row[name] for row in rows], limit) for name in self.columns]
         examples = [
             Example(prompt=prompt, completions=list(row)) for prompt, *row in zip(prompts, *completions, strict=True)
         ]
-        cut = sum(row[-1] != self.tokenizer.eos_token_id for column in completions for row in column)
+        cut = sum(row[-1] != tokenizer.eos_token_id for column in completions for row in column)
         if shortened or cut:
             rank_zero_info(
                 f"{split}: of {len(rows)} rows, {shortened} prompts had more than {self._max_prompt_tokens} tokens and "
