@@ -221,7 +221,7 @@ def _fit_logistic(
         fitted = expit(inputs @ coefficients)
         hessian = (inputs.T * (weights * fitted * (1 - fitted))) @ inputs
         gradient = inputs.T @ (weights * (values - fitted))
-        if np.linalg.cond(hessian) > 1e12:  # a single length beyond all measure
+        if np.linalg.cond(hessian) > 1e12:
             break
         step = np.linalg.solve(hessian, gradient)
         if gradient @ step < 1e-16:
@@ -231,7 +231,7 @@ def _fit_logistic(
         while likelihood(coefficients + step) < lowest:
             step = step / 2
         coefficients = coefficients + step
-    raise NotEstimable("the logistic regression has no stable solution: some difference in length dwarfs the others")
+    raise NotEstimable("these differences in length, few near 0 or some far from the rest, leave it to rounding")
 
 
 def agreement(one: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> Agreement:

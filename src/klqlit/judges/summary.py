@@ -179,7 +179,7 @@ def as_table(summary: dict[str, Any], name_a: str, name_b: str) -> Table:
     table.add_row("verdict changed with the order", _percent(statistics["inconsistent_rate"]))
     for label, group in (("longer", "a_longer"), ("shorter", "b_longer"), ("equally long", "equal")):
         found = statistics["by_length"][group]
-        table.add_row(f"win rate where {label} ({found['pairs']} pairs)", _percent(found["rate"]))
+        table.add_row(f"win rate where {label} (n = {found['pairs']})", _percent(found["rate"]))
     table.add_row("pairs / with an outcome", f"{counts['pairs']} / {counts['judged']}")
     return table
 
@@ -268,8 +268,8 @@ def _on_position(summary: dict[str, Any], name_a: str) -> list[str]:
         found.append(text + ".")
     if inconsistent is not None and inconsistent >= MUCH_INCONSISTENCY:
         found.append(
-            f"The verdict changed with the order in {_percent(inconsistent)} of pairs, which count as ties: the judge "
-            "is unsure of many of these pairs, or looks at their places."
+            f"The verdict changed with the order in {_percent(inconsistent)} of {counts['both_orders']} pairs, which "
+            "count as ties: the judge is unsure of many of them, or looks at their places."
         )
     alone = counts["judged"] - counts["both_orders"]
     if alone > 0:
