@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from klqlit.judges.templates import Template
 
 SECRET = "sk-do-not-show-this"
 VERDICT = "Verdict: A"
+CUT = "[cut at max_tokens=1024: raise max_tokens]"
 
 
 def ask(count=1):
@@ -161,10 +163,10 @@ def test_what_a_response_says_of_the_verdict_changes_nothing(template):
         (
             say("<think>Hm", finish_reason="length"),
             "unreadable",
-            "[cut at max_tokens=1024: raise max_tokens] <think>Hm",
+            f"{CUT} <think>Hm",
         ),
-        (say(VERDICT, finish_reason="length"), "unreadable", f"[cut at max_tokens=1024: raise max_tokens] {VERDICT}"),
-        (say(None, finish_reason="length"), "unreadable", "[cut at max_tokens=1024: raise max_tokens]"),
+        (say(VERDICT, finish_reason="length"), "unreadable", f"{CUT} {VERDICT}"),
+        (say(None, finish_reason="length"), "unreadable", CUT),
         (say("\ud800\nVerdict: A"), "first", "?\nVerdict: A"),
         (Answer('{"choices": [{"message": {"refusal": "I may not."}}]}'), "unreadable", "I may not."),
         (
@@ -284,9 +286,7 @@ def test_failures_below_the_budget_do_not_stop_it(caplog):
 def test_an_endpoint_that_is_not_there_is_known_after_seconds():
     judge = EndpointJudge("m", base_url=f"http://127.0.0.1:{free_port()}/v1")
     start = time.monotonic()
-    with pytest.raises(
-        JudgeStopped, match=r"'m' at http://127.0.0.1:\d+/v1 does not answer \(no connection: .*start the"
-    ):
+    with pytest.raises(JudgeStopped, match=r"'m' at http://127.0.0.1:\d+/v1 does not answer \(no connection: "):
         list(judge.judge(ask(1000)))
     assert time.monotonic() - start < 5
 
@@ -304,7 +304,7 @@ def test_an_endpoint_that_goes_away_stops_it():
     with JudgeServer(lambda text, i: VERDICT) as server:
         judgments = judge_at(server, concurrency=1, max_failures=3).judge(ask(10_000))
         assert len([next(judgments) for _ in range(5)]) == 5
-    with pytest.raises(JudgeStopped, match="failed 3 questions .*no connection"):
+    with pytest.raises(JudgeStopped, match=r"failed 3 questions .*no connection"):
         list(judgments)
 
 
@@ -367,9 +367,7 @@ def test_a_key_goes_nowhere_but_where_it_belongs(monkeypatch):
 
 def test_an_unset_or_odd_key_is_refused_at_once(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(
-        ValueError, match="variable OPENAI_API_KEY is not set, and https://api.openai.com/v1 wants a key"
-    ):
+    with pytest.raises(ValueError, match="variable OPENAI_API_KEY is not set, and https"):
         EndpointJudge("m")
     with pytest.raises(ValueError, match="variable OTHER_KEY is not set"):
         EndpointJudge("m", base_url="http://127.0.0.1:1/v1", api_key_variable="OTHER_KEY")
@@ -437,9 +435,8 @@ def test_the_estimate():
     ],
 )
 def test_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match="^.*") as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         EndpointJudge("m", **({"base_url": "http://h/v1"} | options))
-    assert message in str(error.value)
     assert "secret" not in str(error.value)
 
 
