@@ -198,7 +198,7 @@ def test_the_identity_tells_an_edited_function_from_the_old_one(tmp_path, monkey
 
 
 def test_arguments_out_of_range():
-    with pytest.raises(ValueError, match="margin=-1.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"margin=-1\.0 must not be negative"):
         RewardJudge(FunctionReward(words), margin=-1.0)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         RewardJudge(FunctionReward(words), batch_size=0)
