@@ -8,7 +8,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from builders import ARCHITECTURES, save, tiny_language_model, tiny_tokenizer
-from klqlit.models.policy import LanguagePolicy, positions
+from klqlit.models.policy import LanguagePolicy
+from klqlit.models.positions import positions
 from runs import make_sequences
 
 ids = st.integers(0, 319)

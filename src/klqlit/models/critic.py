@@ -3,7 +3,6 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from inspect import signature
 from typing import ClassVar, Literal, final
 
 import torch
@@ -11,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from klqlit.models.loading import disable_dropout, load_reward_model, load_tokenizer, load_trunk, same_tokenizer
-from klqlit.models.policy import LanguagePolicy, Policy, positions
+from klqlit.models.policy import LanguagePolicy, Policy
+from klqlit.models.positions import position_inputs
 from klqlit.types import Sequences
 
 
@@ -66,12 +66,15 @@ class SeparateCritic(Critic):
             )
         self.trunk, self.head = _trunk_and_head(policy, path, head, trust_remote_code)
         disable_dropout(self.trunk)
-        self._takes_positions = "position_ids" in signature(self.trunk.forward).parameters
 
     def forward(self, sequences: Sequences, features: Float[Tensor, "B T H"] | None) -> Float[Tensor, "B T"]:
         mask, prompt = sequences.attention_mask, sequences.prompt_tokens.shape[1]
-        extra = {"position_ids": positions(mask)} if self._takes_positions else {}
-        output = self.trunk(input_ids=sequences.input_ids, attention_mask=mask.long(), use_cache=False, **extra)
+        output = self.trunk(
+            input_ids=sequences.input_ids,
+            attention_mask=mask.long(),
+            use_cache=False,
+            **position_inputs(self.trunk, mask),
+        )
         hidden = output.last_hidden_state[:, prompt - 1 : -1]
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
 

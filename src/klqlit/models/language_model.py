@@ -1,6 +1,5 @@
 """A causal language model with its tokenizer: what the two supervised stages start from."""
 
-from inspect import signature
 from typing import Any, final
 
 from jaxtyping import Float
@@ -8,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from klqlit.models.loading import check_vocabulary, disable_dropout, load_causal_lm, load_tokenizer
-from klqlit.models.policy import positions
+from klqlit.models.positions import position_inputs
 from klqlit.types import Sequences
 
 
@@ -78,10 +77,7 @@ def model_inputs(model: PreTrainedModel, sequences: Sequences) -> dict[str, Any]
         "attention_mask": sequences.attention_mask.long(),
         "use_cache": False,
     }
-    # ALiBi models, for one, read positions from the mask and take no position_ids.
-    if "position_ids" in signature(model.forward).parameters:
-        inputs["position_ids"] = positions(sequences.attention_mask)
-    return inputs
+    return inputs | position_inputs(model, sequences.attention_mask)
 
 
 def completion_logits(model: PreTrainedModel, sequences: Sequences) -> Float[Tensor, "B T V"]:

@@ -22,6 +22,7 @@ from klqlit.models.loading import (
     load_tokenizer,
     max_positions,
 )
+from klqlit.models.positions import position_inputs
 from klqlit.tokenising import encode_prompts
 from klqlit.types import Sequences
 
@@ -131,14 +132,11 @@ class LanguagePolicy(Policy):
         )
         check_vocabulary(self.tokenizer, self.model, path)
         disable_dropout(self.model)
-        accepted = signature(self.model.forward).parameters
-        if "logits_to_keep" not in accepted:
+        if "logits_to_keep" not in signature(self.model.forward).parameters:
             raise ValueError(
                 f"policy.path={path!r}: {type(self.model).__name__} cannot compute logits at chosen positions "
                 "(its forward has no `logits_to_keep`); choose a causal language model that can"
             )
-        # ALiBi models, for one, read positions from the mask and take no position_ids.
-        self._takes_positions = "position_ids" in accepted
 
     @property
     def vocab_size(self) -> int:
@@ -157,7 +155,7 @@ class LanguagePolicy(Policy):
             logits_to_keep=predictors,
             output_hidden_states=features,
             use_cache=False,
-            **self._positions(sequences.attention_mask, sequences.attention_mask.shape[1]),
+            **position_inputs(self.model, sequences.attention_mask),
         )
         return PolicyOutput(
             logprobs=token_logprobs(output.logits.float(), sequences.tokens, temperature=temperature),
@@ -171,17 +169,9 @@ class LanguagePolicy(Policy):
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **self._positions(mask, tokens.shape[1]),
+            **position_inputs(self.model, mask, tokens.shape[1]),
         )
         return output.logits[:, -1].float(), output.past_key_values
 
     def save(self, directory: str, card: str, *, temperature: float) -> None:
         export(self.model, self.tokenizer, directory, card=card, temperature=temperature)
-
-    def _positions(self, mask: Bool[Tensor, "B S"], last: int) -> dict[str, Tensor]:
-        return {"position_ids": positions(mask)[:, -last:]} if self._takes_positions else {}
-
-
-def positions(mask: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
-    """Position of each real token among its row's real tokens, so that left padding does not shift a row."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,0 +1,30 @@
+"""Positions of tokens in rows that are padded on the left."""
+
+from functools import cache
+from inspect import signature
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def positions(mask: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Position of each real token among its row's real tokens, so that left padding does not shift a row."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def position_inputs(model: PreTrainedModel, mask: Bool[Tensor, "B S"], last: int | None = None) -> dict[str, Tensor]:
+    """The argument that tells `model` the positions of its tokens, or none where it reads them from the mask.
+
+    Args:
+        model: what is called.
+        mask: True at real tokens.
+        last: give the positions of so many tokens at the end; None for all.
+    """
+    return {"position_ids": positions(mask)[:, -(last or mask.shape[1]) :]} if _takes_positions(type(model)) else {}
+
+
+@cache
+def _takes_positions(kind: type[PreTrainedModel]) -> bool:
+    # ALiBi models, for one, take none.
+    return "position_ids" in signature(kind.forward).parameters
