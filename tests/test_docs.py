@@ -110,6 +110,9 @@ def check_options(options: list[str], monkeypatch, capsys) -> None:
         assert cli.main([command]) == 0
         return
     assert command in cli.COMMANDS
+    if command in cli.OTHER_COMMANDS:
+        import_module(f"klqlit.commands.{command}").parse(options)
+        return
     set_parsing_settings(subclasses_enabled=[LanguageModel])
     monkeypatch.setattr(sys, "argv", ["klqlit"])  # or else Lightning warns that there are arguments beside `args`
     with pytest.raises(SystemExit) as end:
@@ -138,6 +141,11 @@ def check_script(words: list[str], monkeypatch, capsys) -> None:
 def test_wrong_commands_are_found(words: list[str], monkeypatch, capsys) -> None:
     with pytest.raises(AssertionError):
         check_command(words, monkeypatch, capsys)
+
+
+def test_wrong_options_of_other_commands_are_found(monkeypatch, capsys) -> None:
+    with pytest.raises(ValueError, match="swaped"):
+        check_options(["analyse", "verdicts.csv", "--swaped=x"], monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("option", ["--model.teu=1", "--model.tau=abc", "--config=configs/none.yaml"])

@@ -70,9 +70,8 @@ def test_a_judge_who_likes_first_places_and_long_responses_is_found_out():
     assert statistics["inconsistent_rate"] is None
     text = text_of(summary)
     assert "KLQ wins 64.0 % (95 % interval 61.6 to 66.4 %) of 1500 prompts against PPO: KLQ is ahead." in text
-    assert (
-        "KLQ wins 72.0 % where shown first and 56.0 % where shown second: the judge prefers what it sees first" in text
-    )
+    assert "KLQ wins 72.0 % of 750 prompts where shown first and 56.0 % of 750 where shown second" in text
+    assert "the judge prefers what it sees first" in text
     assert "The longer completion wins 66.7 %." in text
     assert "All pairs were judged in one order only" in text
 
@@ -97,7 +96,7 @@ def test_a_side_that_wins_by_length_alone_is_found_out():
     assert summary["statistics"]["win_rate"]["rate"] == 0.65
     assert summary["statistics"]["length_controlled"]["rate"] == pytest.approx(0.5)
     assert "At equal length KLQ would win 50.0 %" in text_of(summary)
-    assert "15.0 points less than as they are: length matters here" in text_of(summary)
+    assert "15.0 points less than as they are: give both rates" in text_of(summary)
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -116,6 +115,8 @@ def test_counts_by_hand():
         "prompts": 4,
         "judged": 3,
         "judged_prompts": 2,
+        "prompts_a_first": 2,
+        "prompts_a_second": 2,
         "both_orders": 2,
         "unreadable": 1,
         "failed": 2,
@@ -241,9 +242,16 @@ def test_a_judge_who_changes_its_mind_is_named():
     pairs = [judged(i, "win", "loss" if i < 30 else "win") for i in range(100)]
     found = " ".join(sentences(summarise(pairs), "A", "B"))
     assert "The verdict changed with the order in 30.0 % of 100 pairs, which count as ties" in found
-    assert (
-        "A wins 100.0 % where shown first and 70.0 % where shown second: the judge prefers what it sees first." in found
-    )
+    assert "A wins 100.0 % of 100 prompts where shown first and 70.0 % of 100 where shown second: the judge" in found
+
+
+@pytest.mark.parametrize(("prompts", "named"), [(20, False), (400, True)])
+def test_a_taste_for_a_place_is_named_where_it_is_no_chance(prompts, named):
+    """A gap of 20 points is less than sqrt(2 / 20) = 0.32 and more than sqrt(2 / 400) = 0.07."""
+    pairs = [judged(i, "win", "loss" if i % 5 == 0 else "win") for i in range(prompts)]
+    found = " ".join(sentences(summarise(pairs), "A", "B"))
+    assert f"A wins 100.0 % of {prompts} prompts where shown first and 80.0 % of {prompts} where" in found
+    assert ("the judge prefers what it sees first" in found) == named
 
 
 def test_equal_length_beyond_what_was_seen_is_pointed_out():
@@ -263,7 +271,7 @@ def test_names_are_no_markup():
 def test_some_pairs_in_one_order_are_told():
     pairs = [*(judged(i, "win", "loss") for i in range(10)), *(judged(10 + i, "win", both=False) for i in range(3))]
     assert any(
-        line.startswith("3 pairs were judged in one order only") for line in sentences(summarise(pairs), "A", "B")
+        line.startswith("3 of 13 pairs were judged in one order only") for line in sentences(summarise(pairs), "A", "B")
     )
 
 

@@ -22,6 +22,14 @@ def test_both_sides_add_up_to_one():
     assert mirrored.compute().item() == 0.375
 
 
+def test_verdicts_are_scored_by_their_values():
+    """Two wins, a tie and a loss."""
+    values = torch.tensor([1.0, 1.0, 0.5, 0.0])
+    metric = WinRate()
+    metric.update(values, 1 - values)
+    assert metric.compute().item() == 2.5 / 4
+
+
 def test_reset_forgets():
     metric = WinRate()
     metric.update(torch.tensor([0.0]), torch.tensor([1.0]))

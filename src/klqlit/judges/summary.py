@@ -75,6 +75,8 @@ def _counts(judged: Sequence[JudgedPair]) -> dict[str, int]:
         "prompts": len({pair.pair.id for pair in judged}),
         "judged": len(decided),
         "judged_prompts": len({pair.pair.id for pair in decided}),
+        "prompts_a_first": len({pair.pair.id for pair in judged if pair.a_first is not None}),
+        "prompts_a_second": len({pair.pair.id for pair in judged if pair.a_second is not None}),
         "both_orders": sum(pair.a_first is not None and pair.a_second is not None for pair in judged),
         "unreadable": sum(pair.unreadable for pair in judged),
         "failed": sum(pair.failed for pair in judged),
@@ -247,7 +249,7 @@ def _on_length(summary: dict[str, Any], name_a: str, name_b: str) -> list[str]:
     text = f"At equal length {name_a} would win {_percent(controlled['rate'])} ({_interval(controlled)})"
     gap = controlled["rate"] - rate["rate"]
     if abs(gap) >= NOTEWORTHY or (controlled["rate"] - 0.5) * (rate["rate"] - 0.5) < 0:
-        text += f", {100 * abs(gap):.1f} points {'more' if gap > 0 else 'less'} than as they are: length matters here"
+        text += f", {100 * abs(gap):.1f} points {'more' if gap > 0 else 'less'} than as they are: give both rates"
     found.append(text + ".")
     for group, name in (("b_longer", name_a), ("a_longer", name_b)):
         if not groups[group]["pairs"]:
@@ -260,10 +262,12 @@ def _on_position(summary: dict[str, Any], name_a: str) -> list[str]:
     position, inconsistent = statistics["by_position"], statistics["inconsistent_rate"]
     found = []
     if position is not None:
-        text = f"{name_a} wins {_percent(position['first'])} where shown first and {_percent(position['second'])} "
-        text += "where shown second"
+        first, second = counts["prompts_a_first"], counts["prompts_a_second"]
+        text = f"{name_a} wins {_percent(position['first'])} of {first} prompts where shown first and "
+        text += f"{_percent(position['second'])} of {second} where shown second"
         gap = position["first"] - position["second"]
-        if abs(gap) >= NOTEWORTHY:
+        # Two standard errors of the gap, if the values vary as widely as they can.
+        if abs(gap) >= max(NOTEWORTHY, (1 / first + 1 / second) ** 0.5):
             text += f": the judge prefers what it sees {'first' if gap > 0 else 'second'}"
         found.append(text + ".")
     if inconsistent is not None and inconsistent >= MUCH_INCONSISTENCY:
@@ -273,8 +277,9 @@ def _on_position(summary: dict[str, Any], name_a: str) -> list[str]:
         )
     alone = counts["judged"] - counts["both_orders"]
     if alone > 0:
+        subject = "All pairs" if alone == counts["judged"] else f"{alone} of {counts['judged']} pairs"
         found.append(
-            f"{'All' if alone == counts['judged'] else alone} pairs were judged in one order only: if this judge sees "
-            "the order, its taste for a place is part of these rates."
+            f"{subject} were judged in one order only: if this judge sees the order, its taste for a place is part of "
+            "these rates."
         )
     return found

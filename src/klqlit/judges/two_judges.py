@@ -96,8 +96,8 @@ def agreement_sentences(compared: dict[str, Any]) -> list[str]:
     alone = compared["only_in_one"], compared["only_in_other"]
     if any(alone):
         found.append(
-            f"{alone[0]} pairs are in the first file only and {alone[1]} in the second only; they are left out."
+            f"Left out, without a partner: {alone[0]} pairs of the first judge and {alone[1]} of the second."
         )
     if compared["undecided"]:
-        found.append(f"{compared['undecided']} pairs have no outcome by one of the judges and are left out.")
+        found.append(f"Left out, without an outcome by one of the judges: {compared['undecided']}.")
     return found

@@ -23,7 +23,7 @@ class WinRate(Metric):
         self.add_state("pairs", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, scores: Float[Tensor, " B"], other: Float[Tensor, " B"]) -> None:
-        """Add pairs by the scores of both sides."""
+        """Add pairs by the scores of both sides; verdicts of 1, 1/2 and 0 against what they leave: `v, 1 - v`."""
         # Not in place: what a validation of its own leaves behind are inference tensors.
         self.wins = self.wins + (scores > other).sum() + 0.5 * (scores == other).sum()
         self.pairs = self.pairs + len(scores)
