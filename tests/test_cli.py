@@ -1,5 +1,6 @@
 """The command line: quick to start, and one line for every mistake."""
 
+import hashlib
 import json
 import os
 import resource
@@ -144,8 +145,10 @@ def test_a_run_folder_continues_and_predicts(config, caplog, tmp_path):
     assert main(["test", *arguments]) == 0
     assert main(["predict", *arguments]) == 0
     completions = rows(tmp_path / "completions.jsonl")
-    assert [set(row) for row in completions] == [{"prompt", "completion", "ended", "score"}] * len(completions)
+    names = {"id", "prompt", "completion", "ended", "score", "columns"}
+    assert [set(row) for row in completions] == [names] * len(completions)
     assert all(row["prompt"].startswith("What is the sum of") for row in completions)
+    assert all(row["id"] == hashlib.sha256(row["prompt"].encode()).hexdigest()[:16] for row in completions)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from judges.small import SmallJudge, make_pairs
 from klqlit.judges.base import JudgeStopped
 from klqlit.judges.cache import JudgmentCache
-from klqlit.judges.protocol import JudgingInterrupted, estimate_pairs, fair_order, judge_pairs
+from klqlit.judges.protocol import JudgingInterrupted, fair_order, judge_pairs, missing_questions
 from klqlit.judges.records import Pair
 
 
@@ -135,17 +135,23 @@ def test_stopping_from_outside_keeps_what_came(cache):
 
 def test_stopping_after_the_last_judgment_changes_nothing():
     stopping = threading.Event()
-    judge = SmallJudge(lambda question: stopping.set() or "tie")
+
+    def stop(question):
+        stopping.set()
+        return "tie"
+
+    judge = SmallJudge(stop)
     (judged,) = judge_pairs(judge, make_pairs(1), cache=None, both_orders=False, stopping=stopping)
     assert judged.outcome == "tie"
 
 
-def test_the_estimate_is_of_what_is_missing(cache):
+def test_questions_are_missing_until_they_are_judged(cache):
     pairs = make_pairs(4)
-    assert estimate_pairs(SmallJudge(), pairs, cache=cache).requests == 8
+    assert len(missing_questions(SmallJudge(), pairs, cache=cache)) == 8
     judge_pairs(SmallJudge(), pairs[:3], cache=cache)
-    assert estimate_pairs(SmallJudge(), pairs, cache=cache).requests == 2
-    assert estimate_pairs(SmallJudge(), pairs, cache=cache, both_orders=False).requests == 1
+    assert {question.prompt for question in missing_questions(SmallJudge(), pairs, cache=cache)} == {"What is 3?"}
+    assert len(missing_questions(SmallJudge(), pairs, cache=cache)) == 2
+    assert len(missing_questions(SmallJudge(), pairs, cache=cache, both_orders=False)) == 1
 
 
 def test_the_state_is_printed(capsys):
@@ -153,7 +159,7 @@ def test_the_state_is_printed(capsys):
         lambda question: "unreadable" if question.prompt == "What is 3?" else "first", fails=["What is 2?"]
     )
     judge_pairs(judge, make_pairs(4), cache=None, progress=True)
-    assert capsys.readouterr().out == "judged 6/8  A wins 50.0%, 2 unreadable, 2 failed\n"
+    assert capsys.readouterr().out == "judged 6/8  A wins 50.0 %, 2 unreadable, 2 failed\n"
     judge_pairs(judge, make_pairs(4), cache=None)
     assert capsys.readouterr().out == ""
 
@@ -171,7 +177,7 @@ def test_swapping_the_sides_swaps_the_fair_order(prompt, a, b):
 @given(st.lists(st.tuples(texts, texts), max_size=5))
 def test_swapping_the_sides_turns_every_outcome_round(sides):
     pairs = [Pair(id=str(i), prompt="?", a=a, b=b) for i, (a, b) in enumerate(sides)]
-    turned = {"win": "loss", "loss": "win", "tie": "tie"}
+    turned = {"win": "loss", "loss": "win", "tie": "tie", None: None}
     judged = judge_pairs(SmallJudge(), pairs, cache=None)
     swapped = judge_pairs(SmallJudge(), [replace(pair, a=pair.b, b=pair.a) for pair in pairs], cache=None)
     assert [turned[pair.outcome] for pair in judged] == [pair.outcome for pair in swapped]

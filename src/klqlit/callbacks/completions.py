@@ -8,14 +8,15 @@ import lightning as L
 import torch.distributed as dist
 
 from klqlit.algorithms.comparison import Scored
+from klqlit.judges.matching import prompt_id
 
 
 @final
 class CompletionWriter(L.Callback):
-    """Writes ``{"prompt", "completion", "ended", "score", ...}`` rows in the order of the prompts.
+    """Writes ``{"id", "prompt", "completion", "ended", "score", ..., "columns"}`` rows in the order of the prompts.
 
     Args:
-        path: the file to write.
+        path: the file to write. It appears, or replaces an older one, complete.
     """
 
     def __init__(self, path: str) -> None:
@@ -29,19 +30,15 @@ class CompletionWriter(L.Callback):
         self._rows += as_rows(outputs)
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = interleave(self._all_ranks())
+        rows = interleave(all_ranks(self._rows))
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            self.path.write_text(text, encoding="utf-8")
+            scratch = self.path.with_suffix(".tmp")
+            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            # What a column holds of half a surrogate pair becomes an escape that JSON knows.
+            scratch.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+            scratch.replace(self.path)
             print(f"{len(rows)} completions written to {self.path}")
-
-    def _all_ranks(self) -> list[list[dict[str, Any]]]:
-        if not (dist.is_available() and dist.is_initialized()):
-            return [self._rows]
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self._rows)
-        return parts
 
 
 def as_rows(scored: Scored) -> list[dict[str, Any]]:
@@ -49,17 +46,30 @@ def as_rows(scored: Scored) -> list[dict[str, Any]]:
     completions = scored.completions
     rows = []
     for i, prompt in enumerate(completions.prompts):
+        columns = {name: values[i] for name, values in completions.columns.items()}
         row = {
+            "id": prompt_id(prompt, columns.get("id")),
             "prompt": prompt,
             "completion": completions.completions[i],
             "ended": bool(completions.ended[i]),
             "score": float(scored.scores[i]),
         }
-        rows.append(row if scored.gold is None else row | {"gold": float(scored.gold[i])})
+        if scored.gold is not None:
+            row["gold"] = float(scored.gold[i])
+        rows.append(row | {"columns": columns})
     return rows
 
 
-def interleave(parts: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def all_ranks(rows: list[Any]) -> list[list[Any]]:
+    """Every rank's rows, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [rows]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows)
+    return parts
+
+
+def interleave(parts: list[list[Any]]) -> list[Any]:
     """Rank r holds prompts r, r + n, r + 2n, ...: back in order."""
     longest = max(len(part) for part in parts)
     return [part[i] for i in range(longest) for part in parts if i < len(part)]

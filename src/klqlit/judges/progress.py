@@ -70,7 +70,7 @@ class JudgingProgress:
     @property
     def state(self) -> str:
         """Win rate, and what went wrong, in words."""
-        parts = [f"A wins {sum(self._values) / len(self._values):.1%}"] if self._values else []
+        parts = [f"A wins {100 * sum(self._values) / len(self._values):.1f} %"] if self._values else []
         parts += [f"{self._unreadable} unreadable"] if self._unreadable else []
         parts += [f"{self._failed} failed"] if self._failed else []
         return ", ".join(parts)

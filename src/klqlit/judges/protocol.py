@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Literal, final
 
-from klqlit.judges.base import Estimate, Judge, JudgeStopped, Judgment, Question, Verdict
+from klqlit.judges.base import Judge, JudgeStopped, Judgment, Question, Verdict
 from klqlit.judges.cache import JudgmentCache, canonical, question_key
 from klqlit.judges.progress import JudgingProgress
 from klqlit.judges.records import JudgedPair, Outcome, Pair
@@ -74,12 +74,12 @@ def judge_pairs(
     return plan.judged(judgments)
 
 
-def estimate_pairs(
+def missing_questions(
     judge: Judge, pairs: Sequence[Pair], *, cache: JudgmentCache | None, both_orders: bool = True
-) -> Estimate:
-    """What `judge_pairs` would still ask, by the judge's own estimate."""
+) -> list[Question]:
+    """What `judge_pairs` would still ask: for the judge's estimate."""
     plan = _Plan(judge, pairs, both_orders=both_orders)
-    return judge.estimate(list(plan.missing(plan.known(cache)).values()))
+    return list(plan.missing(plan.known(cache)).values())
 
 
 @final
