@@ -1,10 +1,16 @@
-"""Chat endpoints on loopback for tests: real HTTP, scripted faults, and a judge that reads between the fences."""
+"""Chat endpoints on loopback for tests: real HTTP, scripted faults, and a judge that reads between the fences.
+
+As a program (see `counting_words`): a judge that counts words and answers after 50 ms, until its input is closed.
+"""
 
 import asyncio
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 
@@ -133,3 +139,21 @@ class JudgeServer:
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
         await writer.drain()
         return not answer.missing
+
+
+@contextmanager
+def counting_words():
+    """A server in a process of its own, where it takes no time from the client: its base_url, then what it counted."""
+    found = {}
+    command = [sys.executable, __file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        found["base_url"] = process.stdout.readline().strip()
+        yield found
+        found |= json.loads(process.communicate()[0])
+
+
+if __name__ == "__main__":
+    with JudgeServer(lambda text, i: say(longer_wins(text), delay=0.05)) as server:
+        print(server.base_url, flush=True)
+        sys.stdin.read()
+        print(json.dumps({"asked": len(server.asked), "most": server.most}))

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from judges.servers import Answer, JudgeServer, longer_wins, refuse, say
+from judges.servers import Answer, JudgeServer, counting_words, longer_wins, refuse, say
 from klqlit.judges.base import JudgeStopped, Question
 from klqlit.judges.endpoint import EndpointJudge
 from klqlit.judges.templates import Template
@@ -443,10 +443,11 @@ def test_arguments_out_of_range(options, message):
 @pytest.mark.slow
 def test_a_thousand_pairs_in_both_orders_take_less_than_15_seconds():
     questions = [order for question in ask(1000) for order in (question, question.swapped())]
-    with JudgeServer(lambda text, i: say(longer_wins(text), delay=0.05)) as server:
+    with counting_words() as server:
+        judge = EndpointJudge("stub", base_url=server["base_url"])
         start = time.monotonic()
-        found = dict(judge_at(server, max_retries=5).judge(questions))
+        found = dict(judge.judge(questions))
         seconds = time.monotonic() - start
-        assert server.most == 32
-    assert len(found) == 2000
+    assert len(found) == server["asked"] == 2000
+    assert server["most"] == 32
     assert seconds < 15, f"{seconds:.1f} s"

@@ -89,7 +89,8 @@ class EndpointJudge(Judge):
         self.max_failures = max_failures
         self.max_tokens = max_tokens
         self.prices = None if input_price is None or output_price is None else (input_price, output_price)
-        self.sampling = {"temperature": temperature, "seed": seed, "extra_body": extra_body}
+        self.sampling = {"temperature": temperature, "seed": seed}
+        self.extra_body = extra_body or {}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -102,6 +103,7 @@ class EndpointJudge(Judge):
             "template_hash": self.template.hash,
             "max_tokens": self.max_tokens,
             **self.sampling,
+            "extra_body": self.extra_body,
         }
 
     @property
@@ -167,6 +169,7 @@ class EndpointJudge(Judge):
             "messages": [{"role": "user", "content": self.template.fill(question)}],
             limit: self.max_tokens,
             **{name: value for name, value in self.sampling.items() if value is not None},
+            **self.extra_body,
         }
         return judgment_of(await self.connection.send(client, request), self.max_tokens)
 
