@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, final
@@ -14,6 +15,7 @@ from klqlit.rewards.base import Reward
 from klqlit.rewards.table import TableReward
 from klqlit.rollout.scoring import checked_scores
 from klqlit.types import Completions, Sequences
+from klqlit.version import __version__
 
 
 @final
@@ -92,24 +94,33 @@ class RewardJudge(Judge):
 
 
 def _described(reward: Reward) -> dict[str, Any]:
-    """Class, weights, and every public setting that has a plain value or is a function."""
+    """Class, code, weights, and every public setting that has a plain value or can be called."""
     kind = type(reward)
-    described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}", "weights": weights_digest(reward)}
+    described: dict[str, Any] = {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "code": digest_of(_source(kind)),
+        "version": __version__,
+    }
+    if reward.state_dict():
+        described["weights"] = weights_digest(reward)
     for name, value in sorted(vars(reward).items()):
         if name.startswith("_") or name == "training":
             continue
-        if inspect.isfunction(value):
-            described[name] = f"{value.__module__}.{value.__qualname__} {digest_of(_source(value))}"
-        elif value is None or isinstance(value, str | int | float | bool):
+        if value is None or isinstance(value, str | int | float | bool):
             described[name] = value
+        elif inspect.isfunction(value):
+            described[name] = f"{value.__module__}.{value.__qualname__} {digest_of(_source(value))}"
         elif callable(value):
-            described[name] = repr(value)
+            described[name] = f"{type(value).__qualname__} {digest_of(repr(value))}"
     return described
 
 
-def _source(function: Any) -> str:
-    """A function's text, or its byte code where there is no text: the same name may be another function tomorrow."""
+def _source(code: Any) -> str:
+    """A class's or function's text: the same name may mean something else tomorrow.
+
+    Where there is none, as in an interactive session, a text that no other process has.
+    """
     try:
-        return inspect.getsource(function)
-    except OSError:
-        return repr(function.__code__.co_code)
+        return inspect.getsource(code)
+    except (OSError, TypeError):
+        return f"{code!r} {id(code)} {time.time()}"
