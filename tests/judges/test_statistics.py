@@ -284,6 +284,13 @@ def test_what_cannot_be_estimated_says_why(values, differences, reason):
         length_controlled(values, differences, np.arange(len(values)))
 
 
+def test_the_fewest_that_are_taken():
+    """A hundred draws; ten prompts, of which A wins every second at either length."""
+    assert bootstrap(np.array([0.0, 1.0]), draws=100).rate == 0.5
+    values, differences = np.tile([0.0, 1.0], 5), np.repeat([-1.0, 1.0], [4, 6])
+    assert length_controlled(values, differences, np.arange(10)).rate == pytest.approx(0.5)
+
+
 def test_overlap_of_a_single_pair_is_enough():
     differences = np.arange(20.0)
     values = np.where(differences == 8, 1.0, np.where(differences == 11, 0.0, differences > 9.5))
