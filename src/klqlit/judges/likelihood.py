@@ -8,7 +8,7 @@ where :math:`x` is the filled template, closed by ``Verdict:``.
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
 
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from klqlit.judges.base import Estimate, Judge, Judgment, Question
-from klqlit.judges.local import chosen_device, higher, until_stopped, weights_digest
+from klqlit.judges.local import chosen_device, digest_of, higher, until_stopped, weights_digest
 from klqlit.judges.templates import Template
 from klqlit.models.language_model import LanguageModel, model_inputs
 from klqlit.models.loading import max_positions
@@ -53,7 +53,8 @@ class LikelihoodJudge(Judge):
     The template goes through the tokenizer's chat template where it has one. The model gives no reasons before its
     verdict, and a tie is no answer of its own: it is a probability of A within `tie_margin` of one half.
 
-    A question with more tokens than the model has positions is unreadable; nothing is cut.
+    A question with more tokens than the model has positions is unreadable; nothing is cut. Special tokens that are
+    spelt out in a prompt or a response get a space in their name, so that no response can end its turn.
 
     Args:
         path: local directory or hub name.
@@ -91,6 +92,7 @@ class LikelihoodJudge(Judge):
         self.path = path
         language_model = LanguageModel(path, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision)
         self.tokenizer = language_model.tokenizer
+        self._special = sorted(str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special)
         self.model = language_model.model.eval().requires_grad_(False).to(chosen_device(device))
         if self._tokens("", ANSWERS[0]) == self._tokens("", ANSWERS[1]):
             raise ValueError(f"the tokenizer of {path!r} has the same tokens for 'A' and for 'B': take another model")
@@ -102,6 +104,7 @@ class LikelihoodJudge(Judge):
             "class": "LikelihoodJudge",
             "model": self.path,
             "weights": weights_digest(self.model),
+            "tokenizer": digest_of(f"{sorted(self.tokenizer.get_vocab().items())} {self.tokenizer.chat_template}"),
             "template": self.template.name,
             "template_hash": self.template.hash,
             "tie_margin": self.tie_margin,
@@ -138,10 +141,22 @@ class LikelihoodJudge(Judge):
         return Estimate(requests=len(questions), input_tokens=read, output_tokens=0, cost=None)
 
     def _encode(self, index: int, question: Question) -> _Encoded:
-        text = self.template.fill(question)
+        plain = replace(
+            question,
+            prompt=self._plain(question.prompt),
+            first=self._plain(question.first),
+            second=self._plain(question.second),
+        )
+        text = self.template.fill(plain)
         first, second = (self._tokens(text, answer) for answer in ANSWERS)
         common = next(i for i, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
         return _Encoded(index=index, prefix=first[:common], endings=(first[common:], second[common:]))
+
+    def _plain(self, text: str) -> str:
+        """The text with a space in the name of each special token: none of its words ends or opens a turn."""
+        for token in self._special:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def _tokens(self, text: str, answer: str) -> list[int]:
         if self.tokenizer.chat_template is None:
