@@ -167,7 +167,15 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     assert covered / 600 == pytest.approx(0.95, abs=3 * sqrt(0.95 * 0.05 / 600))
 
 
-@pytest.mark.parametrize(("options", "message"), [({"level": 95.0}, "level must lie"), ({"draws": 10}, "at least 100")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": 95.0}, "level must lie"),
+        ({"level": 0.0}, "level must lie"),
+        ({"level": 1.0}, "level must lie"),
+        ({"draws": 10}, "at least 100"),
+    ],
+)
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap(np.array([0.0, 1.0]), **options)
