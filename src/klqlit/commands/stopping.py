@@ -45,7 +45,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
     try:
         yield stopping
     except (JudgingInterrupted, KeyboardInterrupt) as error:
-        print(f"klqlit: stopped: {error or 'what was judged is kept; run again to go on'}", file=sys.stderr)
+        print(f"klqlit: stopped: {str(error) or 'what was judged is kept; run again to go on'}", file=sys.stderr)
         raise SystemExit(128 + received[0]) from None
     finally:
         limit.cancel()
