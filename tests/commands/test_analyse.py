@@ -3,11 +3,16 @@
 import csv
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
 from klqlit.cli import main
 from klqlit.commands.analyse import run
+from klqlit.commands.comparisons import as_row
+from klqlit.judges.records import JudgedPair, Pair
+from klqlit.judges.summary import summarise
+from klqlit.judges.verdict_files import is_judgments, read_judgments
 from pages import blocks
 
 
@@ -89,6 +94,21 @@ def test_own_judgments_need_no_option(capsys):
     shown = capsys.readouterr().out
     assert "A wins 87.5 % (95 % interval" in shown
     assert "The verdict changed with the order in 25.0 % of 12 pairs" in shown
+
+
+def test_judgments_say_the_same_after_they_were_written():
+    """Pairs judged in both orders, in one, by a judge who does not see the order, in part, and not at all."""
+    pair = Pair(id="0", prompt="p", a="x y", b="z")
+    pairs = [
+        JudgedPair(pair=pair, a_first="win", a_second="loss", answers={"a_first": "A", "a_second": "A"}),
+        JudgedPair(pair=replace(pair, id="1"), a_first=None, a_second="loss", both_orders=False),
+        JudgedPair(pair=replace(pair, id="2"), a_first="win", a_second="win", both_orders=False),
+        JudgedPair(pair=replace(pair, id="3"), a_first="win", a_second=None, unreadable=1),
+        JudgedPair(pair=replace(pair, id="4"), a_first=None, a_second=None, failed=2),
+    ]
+    rows = [json.loads(json.dumps(as_row(pair))) for pair in pairs]
+    assert is_judgments(rows)
+    assert summarise(read_judgments(rows, "f")) == summarise(pairs)
 
 
 def test_verdicts_that_name_places(capsys):

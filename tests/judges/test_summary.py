@@ -241,17 +241,34 @@ def test_all_prompts_alike(outcome, verdict):
 def test_a_judge_who_changes_its_mind_is_named():
     pairs = [judged(i, "win", "loss" if i < 30 else "win") for i in range(100)]
     found = " ".join(sentences(summarise(pairs), "A", "B"))
+    assert "Fewer than 100 prompts" not in found
     assert "The verdict changed with the order in 30.0 % of 100 pairs, which count as ties" in found
     assert "A wins 100.0 % of 100 prompts where shown first and 70.0 % of 100 where shown second: the judge" in found
 
 
-@pytest.mark.parametrize(("prompts", "named"), [(20, False), (400, True)])
-def test_a_taste_for_a_place_is_named_where_it_is_no_chance(prompts, named):
-    """A gap of 20 points is less than sqrt(2 / 20) = 0.32 and more than sqrt(2 / 400) = 0.07."""
-    pairs = [judged(i, "win", "loss" if i % 5 == 0 else "win") for i in range(prompts)]
+@pytest.mark.parametrize(
+    ("prompts", "every", "named"),
+    [
+        (20, 5, False),  # 20 points are less than sqrt(2 / 20) = 0.32
+        (400, 5, True),  # and more than sqrt(2 / 400) = 0.07
+        (1600, 16, True),  # 6.25 points are more than sqrt(2 / 1600) = 0.035, and worth a word
+        (3200, 25, False),  # 4 points are no chance either, but too few to matter
+    ],
+)
+def test_a_taste_for_a_place_is_named_where_it_is_large_and_no_chance(prompts, every, named):
+    pairs = [judged(i, "win", "loss" if i % every == 0 else "win") for i in range(prompts)]
     found = " ".join(sentences(summarise(pairs), "A", "B"))
-    assert f"A wins 100.0 % of {prompts} prompts where shown first and 80.0 % of {prompts} where" in found
+    rate = f"{100 - 100 / every:.1f}"
+    assert f"A wins 100.0 % of {prompts} prompts where shown first and {rate} % of {prompts} where" in found
     assert ("the judge prefers what it sees first" in found) == named
+
+
+def test_an_interval_that_begins_at_one_half_shows_nothing():
+    """Of two ties and a win, 8 in 27 resamples are ties alone."""
+    pairs = [judged(1, "win", "win"), judged(2, "tie", "tie"), judged(3, "tie", "tie")]
+    summary = summarise(pairs)
+    assert summary["statistics"]["win_rate"]["low"] == 0.5
+    assert "neither is shown to be ahead" in sentences(summary, "A", "B")[0]
 
 
 def test_equal_length_beyond_what_was_seen_is_pointed_out():
