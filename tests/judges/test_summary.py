@@ -1,7 +1,7 @@
 """Summaries of judged pairs: the numbers, and what the sentences say of them."""
 
 import json
-from math import log
+from math import log, sqrt
 from time import process_time
 
 import numpy as np
@@ -73,6 +73,8 @@ def test_a_judge_who_likes_first_places_and_long_responses_is_found_out():
     assert "KLQ wins 72.0 % of 750 prompts where shown first and 56.0 % of 750 where shown second" in text
     assert "the judge prefers what it sees first" in text
     assert "The longer completion wins 66.7 %." in text
+    assert "At equal length KLQ would win 64.0 %" in text
+    assert "give both rates" not in text
     assert "All pairs were judged in one order only" in text
 
 
@@ -97,6 +99,17 @@ def test_a_side_that_wins_by_length_alone_is_found_out():
     assert summary["statistics"]["length_controlled"]["rate"] == pytest.approx(0.5)
     assert "At equal length KLQ would win 50.0 %" in text_of(summary)
     assert "15.0 points less than as they are: give both rates" in text_of(summary)
+
+
+def test_a_lead_that_length_turns_around_is_told_even_where_it_is_small():
+    """A wins 44 of 80 where longer and 8 of 20 where shorter: odds of 11/9 and 2/3, sqrt(22/27) at equal length."""
+    pairs = [judged(i, "win" if i < 44 else "loss", both=False, a="w w", b="w") for i in range(80)]
+    pairs += [judged(80 + i, "win" if i < 8 else "loss", both=False, a="w", b="w w") for i in range(20)]
+    summary = summarise(pairs)
+    odds = sqrt(22 / 27)
+    assert summary["statistics"]["win_rate"]["rate"] == 0.52
+    assert summary["statistics"]["length_controlled"]["rate"] == pytest.approx(odds / (1 + odds))
+    assert "4.6 points less than as they are: give both rates" in text_of(summary)
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
