@@ -179,7 +179,8 @@ def refuse_options():
         ([*length, *sides, "--cache", "a.jsonl"], "the cache 'a.jsonl' cannot be used (file is not a database)"),
         ([*length, *sides, "--out", "a.jsonl/x"], "--out a.jsonl/x cannot be written"),
         ([*length, *sides, "--judge.prefr", "x"], "judge: Option 'prefr' is not accepted; did you mean 'prefer'?"),
-        ([*length, *sides, "--levle", "0.9"], "unrecognized arguments: --levle"),
+        ([*length, *sides, "--levle", "0.9"], "there is no option --levle; did you mean --level?"),
+        ([*length, *sides, "--xyz=1"], "there is no option --xyz; see `--help`"),
         (
             ["--judge", "LengthJugde", *sides],
             "path string: LengthJugde; choose one of EndpointJudge",

@@ -1,6 +1,8 @@
 """`python -m klqlit judge --a runs/klq --b runs/ppo --judge LengthJudge`: who wins, and how sure that is."""
 
+import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +91,11 @@ def parse(options: Sequence[str]) -> Namespace:
     Raises:
         ValueError: one is unknown, or its value is unusable.
     """
+    parser = _parser()
     try:
-        chosen = _parser().parse_args(list(options))
+        chosen = parser.parse_args(list(options))
     except ValueError as error:
-        raise ValueError(_explain(str(error))) from error
+        raise ValueError(_explain(str(error), list(vars(parser.get_defaults())))) from error
     if chosen.max_prompts is not None and chosen.max_prompts < 1:
         raise ValueError(f"--max_prompts {chosen.max_prompts} must be at least 1")
     # Those of the interval are checked before anybody is asked, too.
@@ -124,12 +127,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, names: list[str]) -> str:
+    unknown = re.match(r"unrecognized arguments: --(\w+)", message)
+    if unknown:
+        near = get_close_matches(unknown[1], names, n=1)
+        return f"there is no option --{unknown[1]}; " + (f"did you mean --{near[0]}?" if near else "see `--help`")
     text = explain(message)
     for option, classes in (("judge: ", JUDGES), ("judge.reward: ", REWARDS)):
         if text.startswith(option) and "dot import path" in text:
-            names = ", ".join(kind.__name__ for kind in classes)
-            return f"{text}; choose one of {names}, or your own class as package.module.Class"
+            known = ", ".join(kind.__name__ for kind in classes)
+            return f"{text}; choose one of {known}, or your own class as package.module.Class"
     return text
 
 

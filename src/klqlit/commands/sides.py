@@ -1,5 +1,6 @@
 """The two sides of a comparison: runs, exported models, files of completions, the reference, the dataset."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -95,6 +96,8 @@ def _all_settings(
     generated = {letter: side for letter, side in sides.items() if side.kind in GENERATED}
     if config and not generated:
         raise ValueError(f"--config {config} is for completions to be generated, and neither side needs any: drop it")
+    if not generated:
+        return {}
     base = read_settings(config) if config else None
     own = {letter: _own_settings(side) for letter, side in sides.items()}
     prompts = base or own["a"] or own["b"]
@@ -137,6 +140,7 @@ def slug(name: str) -> str:
 
 
 def _find(source: str, letter: Letter) -> Side:
+    source = os.path.normpath(source)
     path = Path(source).expanduser()
     if source == "reference":
         return Side(kind="reference", source=source, path=path, name=source)
