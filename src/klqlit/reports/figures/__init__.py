@@ -1,0 +1,1 @@
+"""Figures, a file for each family."""
