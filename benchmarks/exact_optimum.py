@@ -1,6 +1,6 @@
 """How much of the way to the optimum KLQ and PPO go, on a problem whose optimum is known exactly.
 
-    python benchmarks/exact_optimum.py [--quick] [--out runs/exact_optimum]
+    python benchmarks/exact_optimum.py [--quick] [--out runs/exact_optimum] [--run_folders]
 
 Each seed is a problem of its own: a random reference policy pi_b and a random reward for each of the responses of at
 most four tokens out of six. Tables of logits and values are trained by the same modules, sampler, data module and
@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -33,6 +33,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from exact_runs import write_run_folder
 from klqlit.algorithms.base import RLHFModule
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
@@ -115,14 +116,20 @@ def variants(alphas: list[float]) -> list[Variant]:
 
 @final
 class Curve(L.Callback):
-    """J(pi) at the start and after each phase, exactly."""
+    """J(pi), score and KL at the start and after each phase, exactly."""
 
     def __init__(self, problem: ExactProblem, policy: TabularPolicy, tau: float) -> None:
-        self.measure = partial(problem.objective, policy.logits, tau=tau)
-        self.objective = [self.measure()]
+        self.measure = partial(measure, problem, policy.logits, tau=tau)
+        self.rows = [self.measure()]
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.objective.append(self.measure())
+        self.rows.append(self.measure())
+
+
+def measure(problem: ExactProblem, logits: torch.Tensor, tau: float) -> dict[str, float]:
+    """J, score and KL of a policy. J = score - tau KL is linear in tau, so that two taus give both parts."""
+    one, two = (problem.objective(logits, tau=tau) for tau in (1.0, 2.0))
+    return {"J": problem.objective(logits, tau=tau), "score": 2 * one - two, "kl": one - two}
 
 
 def run(cell: Cell) -> dict[str, Any]:
@@ -152,15 +159,19 @@ def run(cell: Cell) -> dict[str, Any]:
     curve = Curve(problem, policy, cell.tau)
     # A table's step takes microseconds: whatever else the trainer offers would take most of the time.
     L.Trainer(max_epochs=budget.phases, accelerator="cpu", barebones=True, callbacks=[curve]).fit(module, data)
-    first, best = curve.objective[0], problem.optimum(tau=cell.tau)
+    objective, best = [row["J"] for row in curve.rows], problem.optimum(tau=cell.tau)
+    first = objective[0]
     return {
         "variant": cell.variant.name,
         "tau": cell.tau,
         "seed": cell.seed,
         "reference": first,
         "optimum": best,
-        "share": (curve.objective[-1] - first) / (best - first),
-        "objective": curve.objective,
+        "share": (objective[-1] - first) / (best - first),
+        "objective": objective,
+        "score": [row["score"] for row in curve.rows],
+        "kl": [row["kl"] for row in curve.rows],
+        "best": measure(problem, problem.best_logits(tau=cell.tau), cell.tau),
         "cpu_seconds": time.process_time() - started,
     }
 
@@ -258,6 +269,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/exact_optimum"), help="folder of JSON and figures")
     parser.add_argument("--quick", action="store_true", help="two seeds, one tau, one alpha, 10 phases, one process")
+    parser.add_argument(
+        "--run_folders",
+        action="store_true",
+        help="write each cell as a run's folder, too, for `python -m klqlit report`",
+    )
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.tau, chosen.alpha, chosen.seeds, chosen.phases, chosen.processes = [0.5], [1.0], [0, 1], 10, 1
@@ -281,6 +297,9 @@ def main() -> None:
     settings = vars(chosen) | {"out": str(chosen.out), "lr": LR}
     path = chosen.out / "exact_optimum.json"
     path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    if chosen.run_folders:
+        for row in rows:
+            write_run_folder(row, asdict(budget), LR, chosen.out / "runs")
     labels = [variant.name for variant in every]
     draw(rows, chosen.tau, labels, chosen.out)
     title = f"{budget.phases} phases of {budget.rollouts} rollouts, {len(chosen.seeds)} seeds"
