@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any
 
 from rich.console import Console
 
+from klqlit.commands.options import Parser
 from klqlit.judges.records import JudgedPair
 from klqlit.judges.summary import as_table, characters, sentences, summarise, words
 from klqlit.judges.two_judges import agreement_sentences, as_agreement_table, compare_judges
@@ -28,20 +27,12 @@ COLUMNS = ("prompt", "a", "b", "verdict", "swapped")
 
 EXAMPLES = """examples:
   this package's own judgments:
-    python -m klqlit analyse judged/klq_ppo
+    python -m klqlit analyse runs/judged/klq-vs-ppo-LengthJudge
   a table whose verdicts name the column of the better response, with a column that says whether it was shown second:
     python -m klqlit analyse verdicts.csv --a response0 --b response1 --verdict preferred \\
         --win response0 --loss response1 --swapped shuffled
   verdicts that name a place, A or B, in which the better response was shown:
     python -m klqlit analyse verdicts.jsonl --first A --second B --tie C --swapped a_was_second"""
-
-
-@final
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
 
 
 def run(options: list[str]) -> None:
@@ -73,13 +64,7 @@ def parse(options: Sequence[str]) -> argparse.Namespace:
     Raises:
         ValueError: one is unknown, or its value is unusable; the message names the nearest.
     """
-    parser = _parser()
-    chosen, unknown = parser.parse_known_args(options)
-    if unknown:
-        name = unknown[0].split("=")[0]
-        near = get_close_matches(name, re.findall(r"--\w+", parser.format_help()), n=1)
-        parser.error(f"{name!r} is not expected" + (f", did you mean {near[0]!r}?" if near else ""))
-    return chosen
+    return _parser().parse(options)
 
 
 def _parser() -> Parser:
