@@ -95,9 +95,7 @@ def agreement_sentences(compared: dict[str, Any]) -> list[str]:
     ]
     alone = compared["only_in_one"], compared["only_in_other"]
     if any(alone):
-        found.append(
-            f"Left out, without a partner: {alone[0]} pairs of the first judge and {alone[1]} of the second."
-        )
+        found.append(f"Left out, without a partner: {alone[0]} pairs of the first judge and {alone[1]} of the second.")
     if compared["undecided"]:
         found.append(f"Left out, without an outcome by one of the judges: {compared['undecided']}.")
     return found
