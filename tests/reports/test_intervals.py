@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
-from klqlit.reports.intervals import crossed, over_seeds, plain, with_error
+from klqlit.reports.intervals import crossed, over_seeds, plain, signed, with_error
 
 Z = 1.959963984540054
 
@@ -115,3 +115,7 @@ def test_numbers_are_shown_to_the_second_digit_of_their_error(mean, half, shown)
 )
 def test_plain_numbers(value, shown):
     assert plain(value) == shown
+
+
+def test_a_zero_has_no_sign():
+    assert [signed(value, 2) for value in (-0.001, -0.01, 0.0, 0.004)] == ["0.00", "−0.01", "0.00", "0.00"]

@@ -1,6 +1,7 @@
 """Tables, against numbers calculated by hand."""
 
 import json
+import re
 
 import pytest
 from scipy.stats import t as student
@@ -112,13 +113,17 @@ def test_comparisons_and_what_they_rest_on(tmp_path):
         "judged",
         "side <A>",
         "B",
-        "EndpointJudge, gpt, summary",
+        judged_tables.judge_name(judge),
         "0123456789ab",
         "62.5 [50.0, 68.8] %",
         "31.2 [15.6, 62.5] %",
         "0.04",
     ]
-    assert second[3:7] == ["RewardJudge, a.b.Gold", "–", "–", "–"]
+    assert second[3].startswith("RewardJudge, a.b.Gold #")
+    assert second[4:7] == ["–", "–", "–"]
+    assert re.fullmatch(r"EndpointJudge, gpt, summary #[0-9a-f]{6}", first[3])
+    # Another setting, another judge.
+    assert judged_tables.judge_name(judge | {"temperature": 1.0}) != first[3]
     first, second = judged_tables.verdict_counts(found).rows
     assert first == ["judged", "4", "4", "1", "2", "3", "75.0 %", "50.0 %", "87.5 %", "–"]
     assert second[:3] == ["void", "1", "0"]

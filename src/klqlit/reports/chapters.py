@@ -16,7 +16,7 @@ from klqlit.reports.texts import FIT, JUDGE, OTHER_SEED, OTHER_TAU
 from klqlit.reports.win_rates import Series, find_series
 
 SHORT = {"reward/score": "Score", "kl/sequence": "KL", "objective/J": "J", "reward/gold": "Gold score"}
-MOMENTS = {"updates": curves.by_updates, "seconds": curves.by_seconds}
+CLOCKS = {"updates": curves.by_updates, "seconds": curves.by_seconds}
 
 
 def task_chapter(experiment: Experiment, task: Task, gallery: Gallery, key: str) -> Chapter:
@@ -62,9 +62,9 @@ def _curves(task: Task, gallery: Gallery) -> Section:
             _pictures(
                 gallery,
                 f"{task.name} tau {plain_tau(tau)}",
-                [(curves.learning_curve(task, tau, name, moment), f"{SHORT[name]}, by {against}") for name in SHORT],
+                [(curves.learning_curve(task, tau, name, clock), f"{SHORT[name]}, by {against}") for name in SHORT],
             )
-            for against, moment in MOMENTS.items()
+            for against, clock in CLOCKS.items()
         ]
         _fold(section, task, tau, [row for row in rows if row.pictures])
     if not section.blocks:

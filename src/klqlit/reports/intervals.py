@@ -164,5 +164,6 @@ def plain(value: float) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Fixed digits, with a minus sign as long as a plus."""
-    return f"{value:.{digits}f}".replace("-", "−")
+    """Fixed digits, with a minus sign as long as a plus, and none before a zero."""
+    text = f"{value:.{digits}f}"
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")

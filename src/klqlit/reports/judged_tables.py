@@ -1,11 +1,13 @@
 """Tables of comparisons: win rates, and what they rest on."""
 
+import hashlib
 from collections.abc import Sequence
 
+from klqlit.judges.cache import canonical
 from klqlit.reports.blocks import Table
 from klqlit.reports.comparisons import Judged, Share, template_hash
 from klqlit.reports.groups import plain_tau
-from klqlit.reports.reading import mapping, number
+from klqlit.reports.reading import Row, mapping, number
 from klqlit.reports.tables import NONE, percent
 from klqlit.reports.win_rates import KINDS, Series, pooled
 
@@ -34,8 +36,13 @@ def _share(share: Share | None) -> str:
     return f"{100 * share.rate:.1f}{ends} %"
 
 
-def judge_name(judge: dict[str, object]) -> str:
-    """A judge in a few words."""
+def judge_name(judge: Row) -> str:
+    """A judge in a few words, with a fingerprint of all that may change its verdicts."""
+    return f"{short_judge_name(judge)} #{hashlib.sha256(canonical(judge).encode()).hexdigest()[:6]}"
+
+
+def short_judge_name(judge: Row) -> str:
+    """A judge in a few words: two may have the same."""
     name = str(judge.get("class") or judge.get("name") or "unknown judge")
     details = [_brief(judge[key]) for key in ("model", "path", "reward", "template") if judge.get(key)]
     return ", ".join([name, *filter(None, details)])

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import yaml
 
-from klqlit.judges.cache import canonical
 from klqlit.reports import judged_tables, tables
 from klqlit.reports.blocks import Chapter, Section, Source, Table, new_section
 from klqlit.reports.experiment import Experiment
@@ -35,10 +34,9 @@ def _judged(experiment: Experiment) -> Section:
         judged_tables.comparisons(experiment.comparisons),
         judged_tables.verdict_counts(experiment.comparisons),
     ]
-    judges = {canonical(one.judge): one.judge for one in experiment.comparisons}
+    judges = {judged_tables.judge_name(one.judge): one.judge for one in experiment.comparisons}
     section.blocks += [
-        Source(title=f"{judged_tables.judge_name(judge)}: all that may change a verdict", text=_yaml(judge))
-        for judge in judges.values()
+        Source(title=f"{name}: all that may change a verdict", text=_yaml(judge)) for name, judge in judges.items()
     ]
     section.missing += [f"{one.name}: {problem}." for one in experiment.comparisons for problem in one.problems]
     return section
@@ -65,7 +63,7 @@ def _runs(experiment: Experiment) -> Section:
         section.blocks.append(
             Table(
                 title="KLQ, PPO and their like",
-                headings=["run", "task", "algorithm", "τ", "seed", "state", "last started", "device"],
+                headings=["run", "task", "algorithm", "τ", "seed", "state", "last started, UTC", "device"],
                 rows=rows,
                 texts=8,
             )
@@ -105,7 +103,8 @@ def _seed(run: Run) -> str:
 
 
 def _last_start(run: Run) -> str:
-    return str(run.starts[-1].get("time", tables.NONE)) if run.starts else tables.NONE
+    # To the minute: 2025-01-31T12:59:59+00:00.
+    return str(run.starts[-1].get("time", tables.NONE))[:16].replace("T", " ") if run.starts else tables.NONE
 
 
 def _versions(runs: Sequence[Run]) -> Table:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from klqlit.reports.comparisons import Judged, Side
 from klqlit.reports.groups import Task
-from klqlit.reports.judged_tables import judge_name
+from klqlit.reports.judged_tables import short_judge_name
 from klqlit.reports.reading import Row, number
 from klqlit.reports.runs import Run
 from klqlit.reports.win_rates import Duel, Series
@@ -150,7 +150,7 @@ def verdict(judgment: Row, judged: Judged, variants: tuple[str, str], *, flipped
         said = "tie, the orders disagree" if judgment.get("inconsistent") else "tie"
     else:
         said = "no verdict"
-    return f"{said} ({judge_name(judged.judge)})"
+    return f"{said} ({short_judge_name(judged.judge)})"
 
 
 def _scores(run: Run, judged: Sequence[Row]) -> dict[tuple[str, str], tuple[float | None, float | None]]:

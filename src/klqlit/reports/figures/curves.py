@@ -30,36 +30,38 @@ class Point:
     y: Interval
 
 
-Moment = Callable[[Run, int], float | None]
+Moment = Callable[[int], float | None]
 """Where on the x axis a run stands after a number of phases; None where it is not known."""
+Clock = Callable[[Run], Moment]
 
 
-def by_updates(run: Run, phases: int) -> float | None:
+def by_updates(run: Run) -> Moment:
     """The number of phases itself."""
-    return float(phases)
+    return float
 
 
-def by_seconds(run: Run, phases: int) -> float | None:
+def by_seconds(run: Run) -> Moment:
     """Seconds of sampling, scoring and updates that the phases took."""
     seconds = run.seconds
-    return 0.0 if phases == 0 and seconds else seconds.get(phases - 1)
+    after = {phase + 1: total for phase, total in seconds.items()} | ({0: 0.0} if seconds else {})
+    return after.get
 
 
-def curve(runs: Sequence[Run], name: str, moment: Moment, done: int) -> list[Point]:
+def curve(runs: Sequence[Run], name: str, clock: Clock, done: int) -> list[Point]:
     """A metric over seeds at each phase that all runs have reached.
 
     Args:
         runs: one a seed.
         name: of the metric; runs without it are left out.
-        moment: the x axis.
+        clock: the x axis.
         done: phases that are done when phase 0 is measured: 0 for rollouts, 1 for validations after the phase.
     """
-    having = [(run, values) for run in runs if (values := run.series(name))]
+    having = [(clock(run), values) for run in runs if (values := run.series(name))]
     if not having:
         return []
     points = []
     for phase in sorted(set.intersection(*(set(values) for _, values in having))):
-        places = [moment(run, phase + done) for run, _ in having]
+        places = [moment(phase + done) for moment, _ in having]
         known = [place for place in places if place is not None]
         if len(known) == len(having):
             y = over_seeds([values[phase] for _, values in having])
@@ -67,15 +69,15 @@ def curve(runs: Sequence[Run], name: str, moment: Moment, done: int) -> list[Poi
     return points
 
 
-def learning_curve(task: Task, tau: float | None, name: str, moment: Moment) -> Figure | None:
+def learning_curve(task: Task, tau: float | None, name: str, clock: Clock) -> Figure | None:
     """One metric against updates or seconds, every variant; None where nothing was measured."""
     figure, axes = canvas()
-    drawn = [_draw(axes, task, cell, name, moment) for cell in task.at(tau)]
+    drawn = [_draw(axes, task, cell, name, clock) for cell in task.at(tau)]
     if not any(drawn):
         return None
     axes.set_title(words(cell_title(task.name, tau)), loc="left")
     axes.set_ylabel(CURVES[name])
-    axes.set_xlabel("updates (phases)" if moment is by_updates else "seconds of sampling, scoring and updates")
+    axes.set_xlabel("updates (phases)" if clock is by_updates else "seconds of sampling, scoring and updates")
     _fit_to_lines(axes)
     legend_above(figure, axes)
     return figure
@@ -88,9 +90,9 @@ def _fit_to_lines(axes: Axes) -> None:
     axes.set_ylim(values.min() - margin, values.max() + margin)
 
 
-def _draw(axes: Axes, task: Task, cell: Cell, name: str, moment: Moment) -> bool:
+def _draw(axes: Axes, task: Task, cell: Cell, name: str, clock: Clock) -> bool:
     style = look(task.variants, cell.variant)
-    line, held_out = curve(cell.runs, name, moment, 0), curve(cell.runs, f"val/{name}", moment, 1)
+    line, held_out = curve(cell.runs, name, clock, 0), curve(cell.runs, f"val/{name}", clock, 1)
     if not line and not held_out:
         return False
     count = max(point.y.count for point in (*line, *held_out))
@@ -102,7 +104,7 @@ def _draw(axes: Axes, task: Task, cell: Cell, name: str, moment: Moment) -> bool
         axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
     elif count > 1 and line:
         for run in cell.runs:
-            single = curve([run], name, moment, 0)
+            single = curve([run], name, clock, 0)
             axes.plot([p.x for p in single], [p.y.mean for p in single], color=style["color"], linewidth=0.8, alpha=0.6)
     axes.plot(
         [point.x for point in held_out],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from klqlit.reports.figures.curves import FEWEST_FOR_A_BAND, curve
+from klqlit.reports.figures.curves import FEWEST_FOR_A_BAND, by_updates, curve
 from klqlit.reports.figures.style import GREY, canvas, legend_above, look, words
 from klqlit.reports.groups import Cell, Task
 from klqlit.reports.intervals import Interval, over_seeds
@@ -173,7 +173,7 @@ def gains(cell: Cell, name: str) -> list[tuple[float, float]]:
     """KL and (score - reference's score) / reference's deviation at each validation, means over seeds."""
 
     def at(metric: str) -> list[Interval]:
-        return [point.y for point in curve(cell.runs, f"val/{metric}", lambda run, phases: float(phases), 1)]
+        return [point.y for point in curve(cell.runs, f"val/{metric}", by_updates, 1)]
 
     kls, scores = at("kl/sequence"), at(f"reward/{name}")
     means, spreads = at(f"reference/{name}"), at(f"reference/{name}_std")
