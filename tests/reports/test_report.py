@@ -3,16 +3,21 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from markupsafe import Markup
 
+from klqlit.callbacks.critic_record import critic_row
 from klqlit.cli import main
 from klqlit.commands.report import parse
 from klqlit.reports.experiment import read_experiment
 from klqlit.reports.figures.style import Gallery, Picture
 from klqlit.reports.page import write_report
+from klqlit.reports.texts import TEXTS
+from klqlit.reports.tokens import NUMBERS
 from reports.folders import (
     phase_rows,
     write_comparison,
@@ -21,6 +26,7 @@ from reports.folders import (
     write_run,
     write_supervised,
 )
+from runs import two_rows
 
 SECTIONS = ("summary", "curves", "time", "frontier", "wins", "overoptimisation", "critic", "samples", "tokens")
 ATTACK = '<script>document.title="taken"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}'
@@ -297,3 +303,24 @@ def test_a_folder_that_cannot_be_written_is_named(undrawn, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--out .*file.* cannot be written"):
         report(tmp_path / "run", tmp_path / "file")
+
+
+# The documentation ----------------------------------------------------------------------------------------------------
+
+DOCS = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_documentation_lists_the_sections():
+    rows = re.findall(r"^\| (.+?) \|", DOCS, re.MULTILINE)
+    assert {title for key, (title, _) in TEXTS.items() if key in SECTIONS} <= set(rows)
+
+
+def test_the_documentation_shows_the_formats():
+    rollout = two_rows()
+    written = critic_row(rollout, torch.zeros(2, 2), tau=0.1, bins=3)
+    (shown,) = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL))
+    assert list(shown) == ["step", "epoch", *written]
+    assert list(shown["V"]) == list(written["V"])
+    assert list(shown["V"]["bins"][0]) == list(written["V"]["bins"][0])
+    for name in ("state", "reason", *NUMBERS):
+        assert f"`{name}`" in DOCS
