@@ -47,6 +47,15 @@ def test_the_summary(task):
     assert table.note.startswith("On held-out prompts")
 
 
+def test_win_rates_of_a_judge_during_training_have_columns(tmp_path):
+    folder = write_run(tmp_path / "run")
+    row = {"step": 31, "epoch": 3, "val/judge/win_rate": 0.625, "val/judge/win_rate_low": 0.5}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    table = tables.summary(read_experiment([tmp_path]).tasks[0])
+    assert (table.headings[-1], table.rows[0][-1]) == ("wins by judge", "62.5 %")
+
+
 def test_differences_are_paired_by_seed(task):
     """Scores differ by 0.5 at each seed, so that the interval vanishes although the scores themselves spread."""
     (table,) = tables.differences(task)

@@ -1,5 +1,7 @@
 """Tables of what came out: ends of runs, paired differences, shares of the way to the optimum, times."""
 
+import re
+
 from klqlit.reports.blocks import Table
 from klqlit.reports.figures.curves import stage_seconds
 from klqlit.reports.figures.frontier import optima, start
@@ -21,7 +23,8 @@ NONE = "–"
 
 def summary(task: Task) -> Table:
     """A row a variant and tau: means at the end, with intervals over seeds."""
-    names = [name for name in COLUMNS if any(cell.final(name) for cell in task.cells)]
+    columns = COLUMNS | judged_columns(task)
+    names = [name for name in columns if any(cell.final(name) for cell in task.cells)]
     rows = [
         [
             cell.variant + (" (unfinished)" if cell.unfinished else ""),
@@ -37,11 +40,17 @@ def summary(task: Task) -> Table:
         rows.append(["reference", NONE, NONE, *(NONE if value is None else plain(value) for value in before)])
     return Table(
         title="At the end of training",
-        headings=["", "τ", "seeds", *(COLUMNS[name] for name in names)],
+        headings=["", "τ", "seeds", *(columns[name] for name in names)],
         rows=rows,
-        texts=1,
         note=_where_measured(task),
     )
+
+
+def judged_columns(task: Task) -> dict[str, str]:
+    """Win rates that `JudgedWinRate` logged during training, under the names that it was given."""
+    logged = {name for run in task.runs for row in run.metrics for name in row}
+    found = sorted(match[1] for name in logged if (match := re.fullmatch(r"val/([^/]+)/win_rate", name)))
+    return {f"{judge}/win_rate": f"wins by {judge}" for judge in found}
 
 
 def _where_measured(task: Task) -> str:
@@ -60,7 +69,7 @@ def _where_measured(task: Task) -> str:
 def _shown(interval: Interval | None, name: str) -> str:
     if interval is None:
         return NONE
-    return percent_with_error(interval) if name.startswith("win_rate") else str(interval)
+    return percent_with_error(interval) if "win_rate" in name else str(interval)
 
 
 def percent(share: float) -> str:
