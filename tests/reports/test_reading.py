@@ -178,7 +178,8 @@ def test_a_seed_counts_once_and_unfinished_runs_not_at_all(tmp_path):
     assert len(cell.runs) == 1
     assert not cell.unfinished
     assert found.tasks[0].notes == [
-        "KLQ, τ = 0.1: other left out of means and figures, since unfinished",
+        "KLQ, τ = 0.1: left out of means and figures, since they did not finish: other (step 32: still running, or "
+        "killed)",
         "KLQ, τ = 0.1: one left out, since again has the same seed 1",
     ]
     assert {run.name for run in found.left_out} == {"one", "other"}

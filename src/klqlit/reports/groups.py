@@ -136,8 +136,9 @@ def _cell(variant: str, tau: float | None, runs: Sequence[Run], notes: list[str]
     title = cell_title(variant, tau)
     finished = [run for run in runs if run.finished]
     if finished and len(finished) < len(runs):
-        names = ", ".join(run.name for run in runs if not run.finished)
-        notes.append(f"{title}: {names} left out of means and figures, since unfinished")
+        # Runs that diverged are among them: a mean over the others is a mean over those that did not.
+        names = "; ".join(f"{run.name} ({run.status})" for run in runs if not run.finished)
+        notes.append(f"{title}: left out of means and figures, since they did not finish: {names}")
     chosen: dict[int | None, Run] = {}
     for run in sorted(finished or runs, key=lambda run: -run.last_step):
         if run.seed not in chosen:
