@@ -70,7 +70,8 @@ def test_help_names_the_commands(capsys):
 def test_an_unknown_command_names_the_known_ones(capsys):
     assert main(["fitt"]) == 2
     assert capsys.readouterr().err == (
-        "klqlit: error: there is no command 'fitt'; choose one of fit, validate, test, predict, judge, analyse, report\n"
+        "klqlit: error: there is no command 'fitt'; "
+        "choose one of fit, validate, test, predict, judge, analyse, report\n"
     )
 
 
