@@ -17,6 +17,10 @@ CRITICS = {
     "separate": ["model.critic=klqlit.SeparateCritic"],
     "shared, trunk_gradient 1": ["model.critic=klqlit.SharedCritic", "model.critic.trunk_gradient=1.0"],
     "shared, trunk_gradient 0.2 (= tau)": ["model.critic=klqlit.SharedCritic", "model.critic.trunk_gradient=0.2"],
+    "shared, trunk_gradient 0.02 (= tau / 10)": [
+        "model.critic=klqlit.SharedCritic",
+        "model.critic.trunk_gradient=0.02",
+    ],
     "shared, trunk_gradient 0": ["model.critic=klqlit.SharedCritic", "model.critic.trunk_gradient=0.0"],
 }
 
