@@ -2,10 +2,11 @@
 
     python benchmarks/paper.py [--tasks mini_hh] [--quick] [--out runs/paper]
 
-For each task and tau, each algorithm gets the learning rate of `GRID` with the highest J on a seed of its own, and is
-then trained with that rate on every seed: same SFT policy, reward model, prompts and number of rollouts for both. The
-completions of each pair of runs are judged by the task's gold score. A run that diverges counts as such; it is not
-repeated. Everything that is finished is kept, so that an interrupted benchmark goes on where it was.
+For each task and tau, each algorithm gets the learning rate of `GRID` with the highest J on a seed of its own (on the
+same held-out prompts), and is then trained with that rate on every seed: same SFT policy, reward model, prompts and
+number of rollouts for both. The completions of each pair of runs are judged by the task's gold score. A run that
+diverges counts as such; it is not repeated. Everything that is finished is kept, so that an interrupted benchmark goes
+on where it was.
 
 Writes the tables as Markdown, the raw numbers as JSON, and the report as one HTML page.
 """
@@ -19,10 +20,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from miniatures import ALGORITHMS, interval, measure, train
+from klqlit.reports.comparisons import read_comparison
+from klqlit.reports.intervals import Interval, crossed, over_seeds
+from miniatures import ALGORITHMS, measure, train
 from quickstart import QUICK_SUPERVISED, run_stage
 
 GOLD = {"mini_hh": "MiniHHGold", "mini_tldr": "MiniTLDRGold", "mini_sums": "MiniSumsGold"}
@@ -76,10 +78,21 @@ class Run:
 def main() -> None:
     """Train what is missing, judge it, and write tables and report."""
     plan = planned()
+    keep_to(plan)
     tables = [f"## {task}\n\n{compare(plan, task)}" for task in plan.tasks]
     (plan.out / "tables.md").write_text("\n".join(tables), encoding="utf-8")
     print("\n".join(tables))
     klqlit("report", *(plan.out / task for task in plan.tasks), "--out", plan.out / "report")
+
+
+def keep_to(plan: Plan) -> None:
+    """Refuse a folder whose runs had another budget: they would be taken for finished ones of this plan."""
+    budget, file = {"options": plan.options, "grid": plan.grid, "quick": plan.quick}, plan.out / "budget.json"
+    if not file.is_file():
+        plan.out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(budget, indent=1) + "\n", encoding="utf-8")
+    elif json.loads(file.read_text(encoding="utf-8")) != budget:
+        sys.exit(f"--out {plan.out} holds runs of another budget, see {file}: give another folder")
 
 
 def compare(plan: Plan, task: str) -> str:
@@ -172,7 +185,7 @@ def gather(plan: Plan, folder: Path, runs: list[Run], tau: float) -> dict[str, A
 
 
 def judge(folder: Path, pair: dict[str, Run]) -> dict[str, Any]:
-    """KLQ's completions against PPO's under the gold score."""
+    """KLQ's completions against PPO's under the gold score: verdicts by prompt, and the rate at equal length."""
     klq, ppo = (folder / pair[name].folder for name in ALGORITHMS)
     judged = folder / "judged"
     out = judged / f"tau{pair['klq'].tau:g}-seed{pair['klq'].seed}"
@@ -180,7 +193,9 @@ def judge(folder: Path, pair: dict[str, Run]) -> dict[str, Any]:
         judge = ["--judge", "RewardJudge", "--judge.reward", GOLD[folder.name]]
         kept = ["--cache", judged / "judgments.sqlite", "--completions", judged / "completions"]
         klqlit("judge", "--a", klq, "--b", ppo, *judge, *kept, "--out", out)
-    return json.loads((out / "judged.json").read_text(encoding="utf-8"))["statistics"]
+    found = read_comparison(out, out.name)
+    controlled = found.summary["statistics"]["length_controlled"]
+    return {"verdicts": found.values(), "length_controlled": controlled and controlled["rate"]}
 
 
 def klqlit(command: str, *arguments: Any) -> None:
@@ -208,23 +223,22 @@ def as_markdown(results: list[dict[str, Any]], seeds: int) -> str:
     for row in results:
         klq, ppo = ([run["val/objective/J"] for run in row["measured"][name]] for name in ALGORITHMS)
         kls = [[run["val/kl/sequence"] for run in row["measured"][name]] for name in ALGORITHMS]
-        wins = [judged["win_rate"]["rate"] for judged in row["judged"]]
-        controlled = [judged["length_controlled"]["rate"] for judged in row["judged"] if judged["length_controlled"]]
         cells = [
             f"{row['tau']:g}",
             ", ".join(f"{row['lr'][name]:g}" for name in ALGORITHMS),
             *map(number, (klq, ppo)),
             number([a - b for a, b in zip(klq, ppo, strict=True)], "+"),
             *map(number, kls),
-            share(wins),
-            share(controlled),
+            wins([judged["verdicts"] for judged in row["judged"]]),
+            share([rate for judged in row["judged"] if (rate := judged["length_controlled"]) is not None]),
+            f"{len(klq)}" + "".join(f", {n} of {name.upper()} diverged" for name, n in row["diverged"].items() if n),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    diverged = {name: sum(row["diverged"][name] for row in results) for name in ALGORITHMS}
     note = (
-        f"Mean and 95 % interval (Student's t) over {seeds} seeds, held-out prompts. Wins are of KLQ's completions "
-        "over PPO's by the gold score, ties half. "
-        f"Diverged: {diverged['klq']} runs of KLQ, {diverged['ppo']} of PPO."
+        f"Mean and 95 % interval over {seeds} seeds (less those of which a run diverged), held-out prompts; the "
+        "learning rate was chosen on the same prompts with another seed. Wins are of KLQ's completions over PPO's by "
+        "the gold score, ties half; their interval counts seeds and prompts as drawn, all others are Student's t over "
+        "seeds."
     )
     return "\n".join([*lines, "", note, ""])
 
@@ -233,16 +247,23 @@ def number(values: list[float], sign: str = "") -> str:
     """Mean and half-width of the interval."""
     if not values:
         return "no run"
-    centre, half = interval(values)
-    return f"{centre:{sign}.2f} ± {half:.2f}"
+    found = over_seeds(values)
+    return f"{found.mean:{sign}.2f}" + ("" if found.half is None else f" ± {found.half:.2f}")
+
+
+def wins(seeds: list[dict[str, list[float]]]) -> str:
+    """Win rate over seeds that are judged on the same prompts."""
+    return percent(crossed(seeds).interval()) if any(seeds) else "no run"
+
+
+def percent(interval: Interval) -> str:
+    """A rate with its interval."""
+    return f"{interval.mean:.1%}" + ("" if interval.half is None else f" ± {interval.half:.1%}")
 
 
 def share(values: list[float]) -> str:
-    """The same of win rates."""
-    if len(values) < 2:
-        return f"{mean(values):.1%}" if values else "no run"
-    centre, half = interval(values)
-    return f"{centre:.1%} ± {half:.1%}"
+    """Mean and half-width of rates over seeds."""
+    return percent(over_seeds(values)) if values else "no run"
 
 
 def planned() -> Plan:
@@ -253,7 +274,7 @@ def planned() -> Plan:
     parser.add_argument("--seeds", type=int, default=None, help="runs of each algorithm at each tau; 5 if not given")
     parser.add_argument("--jobs", type=int, default=None, help="runs at once; as cores and memory allow if not given")
     parser.add_argument("--memory", type=float, default=free_memory(), help="GiB that all runs together may use")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="folder of all that is written")
+    parser.add_argument("--out", type=Path, default=None, help="folder of all; runs/paper, or runs/paper-quick")
     parser.add_argument("--quick", action="store_true", help="sizes that learn nothing, to see that everything runs")
     chosen = parser.parse_args()
     possible = max(1, int(chosen.memory / MEMORY))
@@ -264,7 +285,7 @@ def planned() -> Plan:
         grid={name: rates[:1] for name, rates in GRID.items()} if chosen.quick else GRID,
         options=QUICK if chosen.quick else FULL,
         jobs=min(chosen.jobs or os.cpu_count() or 1, possible),
-        out=chosen.out,
+        out=chosen.out or Path("runs/paper-quick" if chosen.quick else "runs/paper"),
         quick=chosen.quick,
     )
 

@@ -40,13 +40,18 @@ def test_everything_runs_and_is_kept(tmp_path) -> None:
     assert after == runs
     assert (tmp_path / "tables.md").read_text(encoding="utf-8") == table
 
+    command = [sys.executable, str(BENCHMARKS / "paper.py"), "--tasks", "mini_hh", "--out", str(tmp_path)]
+    whole = subprocess.run(command, capture_output=True, text=True)
+    assert whole.returncode == 1
+    assert "holds runs of another budget" in whole.stderr
+
 
 def measured(objective, kl):
     return {"val/objective/J": objective, "val/kl/sequence": kl}
 
 
-def judged(rate, controlled=None):
-    return {"win_rate": {"rate": rate}, "length_controlled": controlled and {"rate": controlled}}
+def judged(verdicts, controlled=None):
+    return {"verdicts": {str(i): [value] for i, value in enumerate(verdicts)}, "length_controlled": controlled}
 
 
 def test_the_table_states_means_and_paired_differences(paper) -> None:
@@ -58,15 +63,16 @@ def test_the_table_states_means_and_paired_differences(paper) -> None:
             "klq": [measured(1.0, 2.0), measured(3.0, 2.0)],
             "ppo": [measured(0.0, 1.0), measured(2.0, 3.0)],
         },
-        "judged": [judged(0.5, 0.4), judged(0.7)],
+        "judged": [judged([1.0, 1.0], 0.4), judged([1.0, 0.0])],
     }
-    line = paper.as_markdown([row], seeds=2).splitlines()[2]
-    # Two values d apart have the half-width 12.706 d / 2, since t(0.975, 1) is 12.706; a constant has none.
+    line = paper.as_markdown([row], seeds=3).splitlines()[2]
+    # Two values d apart have the half-width 12.706 d / 2, since t(0.975, 1) is 12.706; a constant has none. The four
+    # verdicts deviate by 1/4, 1/4, 1/4 and -3/4: by seeds (1/4 + 1/4) 2 / 16 = 1/16, and prompts add
+    # (2 (1/4 + 1/4) - 3/4) / 16 = 1/64, so that the half-width is 12.706 times the root of 5/64.
     assert line == (
         "| 0.5 | 0.0001, 0.0002 | 2.00 ± 12.71 | 1.00 ± 12.71 | +1.00 ± 0.00 | 2.00 ± 0.00 | 2.00 ± 12.71 "
-        "| 60.0% ± 127.1% | 40.0% |"
+        "| 75.0% ± 355.1% | 40.0% | 2, 1 of KLQ diverged |"
     )
-    assert "Diverged: 1 runs of KLQ, 0 of PPO" in paper.as_markdown([row], seeds=2)
 
 
 def test_a_tau_whose_runs_all_diverged_has_no_numbers(paper) -> None:
