@@ -6,6 +6,7 @@ import math
 import pytest
 
 from klqlit.reports.experiment import read_experiment
+from klqlit.reports.reading import read_rows
 from klqlit.reports.runs import read_run
 from reports.folders import config, write_comparison, write_everything, write_run, write_supervised
 
@@ -46,6 +47,18 @@ def test_torn_and_broken_lines_are_named(tmp_path):
         "critic.jsonl: the last line is torn, and was left out",
     ]
     assert run.final("reward/score") == pytest.approx(3.0)
+
+
+def test_line_ends_of_other_kinds_are_text(tmp_path):
+    file, problems = tmp_path / "rows.jsonl", []
+    rows = [{"policy": f"one{end}other"} for end in ("\u2028", "\u2029", "\x85")]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    file.write_text("\n".join([*lines, '{"policy": "to']), encoding="utf-8")
+    assert read_rows(file, problems) == rows
+    assert problems == ["rows.jsonl: the last line is torn, and was left out"]
+    file.write_text("")
+    assert read_rows(file, problems) == []
+    assert len(problems) == 1
 
 
 @pytest.mark.parametrize("text", ["{", "- 1", "a: !!python/object:os.system {}", ""])

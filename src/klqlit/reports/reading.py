@@ -20,7 +20,8 @@ def read_rows(path: Path, problems: list[str]) -> list[Row]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    # Not str.splitlines, which also breaks at characters that JSON allows inside a string.
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     parsed = [_parse(line) for line in lines]
     bad = [i for i, row in enumerate(parsed) if row is None and lines[i].strip()]
     if bad == [len(lines) - 1]:
