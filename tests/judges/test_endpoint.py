@@ -365,6 +365,23 @@ def test_a_key_goes_nowhere_but_where_it_belongs(monkeypatch):
     assert EndpointJudge("m").connection.at_openai
 
 
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize("variable", [None, "MY_KEY"])
+def test_what_is_meant_for_openai_is_sent_to_no_other_server(monkeypatch, variable):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-private")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-private")
+    custom = ["X-Gateway: private", "Authorization: private", "authorization: private", "openai-project: private"]
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "\n".join(custom))
+    with JudgeServer(lambda text, i: VERDICT) as server:
+        # The first request comes from another client than the rest.
+        assert len(list(judge_at(server, api_key_variable=variable).judge(ask(3)))) == 3
+    assert [headers["authorization"] for headers in server.headers] == [
+        f"bearer {'none' if variable is None else SECRET}"
+    ] * 3
+    assert "private" not in str(server.headers)
+    assert not {"openai-organization", "openai-project", "x-gateway"} & set().union(*server.headers)
+
+
 def test_an_unset_or_odd_key_is_refused_at_once(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="variable OPENAI_API_KEY is not set, and https"):

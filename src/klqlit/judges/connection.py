@@ -12,6 +12,7 @@ from openai import (
     AsyncOpenAI,
     AuthenticationError,
     NotFoundError,
+    Omit,
     OpenAIError,
     PermissionDeniedError,
 )
@@ -60,11 +61,13 @@ class Connection:
 
     def client(self) -> AsyncOpenAI:
         """A client that repeats requests with growing pauses, or after the pause that the server asks for."""
+        key = self._key() or "none"
         return AsyncOpenAI(
-            api_key=self._key() or "none",
+            api_key=key,
             base_url=self.base_url,
             max_retries=self._max_retries,
             timeout=self._timeout,
+            default_headers=None if self.at_openai else _only_this_key(key),
         )
 
     async def send(self, client: AsyncOpenAI, request: Mapping[str, Any]) -> Reply:
@@ -120,6 +123,14 @@ class Connection:
         text = " ".join(str(value).split())
         key = self._key()
         return (text if key is None else text.replace(key, "[key]"))[:300]
+
+
+def _only_this_key(key: str) -> dict[str, Any]:
+    """Headers that keep what the environment says for OpenAI from other servers: the client adds it to all requests."""
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+    custom = [line.partition(":")[0].strip() for line in lines if ":" in line]
+    names = [*custom, "OpenAI-Organization", "OpenAI-Project", "Authorization"]
+    return {name: f"Bearer {key}" if name.lower() == "authorization" else Omit() for name in names}
 
 
 def _checked_url(base_url: str) -> str:
