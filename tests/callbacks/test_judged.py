@@ -62,6 +62,7 @@ def test_metrics_by_hand():
     assert metrics["unreadable"] == pytest.approx(1 / 4)
     assert metrics["inconsistent"] == pytest.approx(1 / 3)
     assert metrics["win_rate_low"] < 0.5 < metrics["win_rate_high"]
+    assert "inconsistent" not in metrics_of([judged("win", "win", 0, both_orders=False)])
     assert metrics_of([judged(None, None, 0, unreadable=2)]) == {"unreadable": 1.0}
 
 

@@ -34,12 +34,21 @@ def test_the_response_nearer_to_the_reference_wins():
 
 
 def test_another_reference_column_and_a_missing_one():
-    [(_, judgment)] = RougeJudge("gold").judge([question("x", "y", gold="x")])
+    [(_, judgment)] = RougeJudge("gold").judge([question("x", "y", gold="x z")])
     assert judgment.verdict == "first"
     with pytest.raises(ValueError, match=r"reference_column='gold': the prompt 'p' has no text .*columns: a, b\)"):
         list(RougeJudge("gold").judge([question("x", "y", gold="x"), question("x", "y", a=1, b=2)]))
     with pytest.raises(ValueError, match=r"its columns: completion\)"):
         list(RougeJudge("gold").judge([question("x", "y", completion="x")]))
+
+
+def test_the_reference_itself_is_no_side():
+    """Whichever place it has: that differs between questions of one side."""
+    same = [question("a cat", "a dog", completion=" a cat\n"), question("x", "a bird", completion="a bird")]
+    with pytest.raises(ValueError, match=r"the reference text itself in every question \(2\)"):
+        list(RougeJudge().judge(same))
+    assert len(list(RougeJudge().judge([*same, question("x", "y", completion="z")]))) == 3
+    assert list(RougeJudge().judge([])) == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,7 @@ def test_swapping_swaps_the_verdict_and_costs_nothing():
         assert not judge.sees_order
         assert (judge.estimate([]).requests, judge.estimate([]).cost) == (0, 0.0)
         for first, second in [("a b", "a"), ("a", "b"), ("a b c", "b c")]:
-            asked = question(first, second, completion="a b")
+            asked = question(first, second, completion="a b d")
             [(_, one), (_, swapped)] = judge.judge([asked, asked.swapped()])
             assert swapped.verdict == other[one.verdict]
 
@@ -78,7 +87,7 @@ def test_identities_differ():
 def test_stopping(judge):
     stopping = threading.Event()
     found = []
-    for item in judge.judge([question("a", "b", completion="a")] * 5, stopping):
+    for item in judge.judge([question("a", "b", completion="a c")] * 5, stopping):
         found.append(item)
         if len(found) == 2:
             stopping.set()

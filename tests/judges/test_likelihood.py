@@ -205,6 +205,15 @@ def test_stopping(judge_dir, short_template):
     assert len(found) == 2
 
 
+def test_the_model_is_moved_when_it_is_first_asked(judge_dir, short_template):
+    judge = LikelihoodJudge(judge_dir(), template=short_template, device="meta")
+    assert judge.model.device.type == "cpu"
+    stopping = threading.Event()
+    stopping.set()
+    assert list(judge.judge(QUESTIONS, stopping)) == []
+    assert judge.model.device.type == "meta"
+
+
 def test_the_identity_is_of_weights_and_template(judge_dir, short_template):
     path = judge_dir()
     judge = LikelihoodJudge(path, template=short_template, batch_size=3)

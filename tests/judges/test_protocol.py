@@ -47,6 +47,8 @@ def test_the_order_that_the_judge_cannot_see_is_asked_once():
         ("win", "win", False),
         ("loss", "loss", False),
     ]
+    assert not any(pair.shows_order for pair in judged)
+    assert all(pair.shows_order for pair in judge_pairs(SmallJudge(), make_pairs(2), cache=None, both_orders=False))
 
 
 def test_one_order_has_no_favourite_and_does_not_depend_on_the_sides(cache):

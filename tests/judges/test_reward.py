@@ -1,8 +1,17 @@
 """Rewards as judges: they score what they would score in training, and the higher score wins."""
 
+import copy
+import os
+import re
+import subprocess
+import sys
 import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import final
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +19,7 @@ from torch import nn
 from builders import save, tiny_reward_model, tiny_tokenizer
 from klqlit.data.miniature.hh_score import score_answer
 from klqlit.judges.base import Question
+from klqlit.judges.cache import canonical
 from klqlit.judges.reward import RewardJudge
 from klqlit.models.tabular import ResponseTree
 from klqlit.rewards.base import Reward
@@ -195,6 +205,124 @@ def test_the_identity_tells_an_edited_function_from_the_old_one(tmp_path, monkey
         found.append(RewardJudge(FunctionReward(module.score)).identity["reward"]["function"])
     assert found[0] != found[1]
     assert {text.split()[0] for text in found} == {"scoring.score"}
+
+
+@final
+class Lexicon(Reward):
+    """Any attribute, public and private."""
+
+    def __init__(self, words, hidden=None):
+        super().__init__()
+        self.words = words
+        self._hidden = hidden
+
+    def forward(self, completions):
+        return torch.zeros(len(completions))
+
+
+class Settings:
+    """An object with the default repr."""
+
+    def __init__(self, value):
+        self.value = value
+        self.me = self
+
+
+@dataclass(slots=True)
+class Slotted:
+    """An object without a dict."""
+
+    value: int
+
+
+def bound(value):
+    """A function with a value that it closes over."""
+    return lambda prompts, completions: [value] * len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["good"], ["bad"]),
+        ({"a": ("x", 1)}, {"a": ("x", 2)}),
+        ({"x", "y"}, {"x", "z"}),
+        (Path("a"), Path("b")),
+        (re.compile("a" * 300), re.compile("a" * 301)),
+        (partial(words, x=1), partial(words, x=2)),
+        (partial(words), partial(marked)),
+        (Settings(1), Settings(2)),
+        (Settings(["x"]), Settings(["y"])),
+        (Slotted(1), Slotted(2)),
+        (bound(1), bound(2)),
+        (lambda x: x + 1, lambda x: x + 2),
+        ([torch.tensor([1.0])], [torch.tensor([2.0])]),
+        (np.arange(3), np.arange(4)),
+        ([str(i) for i in range(1000)], [str(i) for i in range(1001)]),
+        (Settings(1).__init__, Settings(2).__init__),
+        ("x".join, "y".join),
+    ],
+)
+def test_every_attribute_is_part_of_the_identity(one, other):
+    for rewards in ([Lexicon(one), Lexicon(other)], [Lexicon([], one), Lexicon([], other)]):
+        first, second = (canonical(RewardJudge(reward).identity) for reward in rewards)
+        assert first != second
+        assert first == canonical(RewardJudge(copy.deepcopy(rewards[0])).identity)
+        assert " at 0x" not in first
+        assert len(first) < 1000
+
+
+def test_the_identity_is_the_same_in_another_process(tmp_path):
+    (tmp_path / "lexicon.py").write_text(
+        "import functools, re, torch\n"
+        "from klqlit.rewards.base import Reward\n"
+        "from klqlit.judges.reward import RewardJudge\n"
+        "class Thing: pass\n"
+        "def score(prompts, completions): return [x in {'a', 'b', 'c'} for x in prompts]\n"
+        "class Words(Reward):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.words, self.thing, self.lock = {'a', 'b', 'c', 'd'}, Thing(), __import__('threading').Lock()\n"
+        "        self.part = functools.partial(score, x=Thing())\n"
+        "    def forward(self, completions): return torch.zeros(len(completions))\n"
+    )
+    run = [sys.executable, "-c", "import lexicon; print(lexicon.RewardJudge(lexicon.Words()).identity)"]
+    found = [
+        subprocess.run(
+            run, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert "lexicon.Words" in found[0]
+
+
+def test_the_identity_tells_an_edited_helper_from_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "helped.py"
+    text = "def helper(): return {}\n\ndef score(prompts, completions): return [helper()] * len(prompts)\n"
+    file.write_text(text.format("0.0"))
+    reward = FunctionReward(__import__("helped").score)
+    before = RewardJudge(reward).identity
+    assert RewardJudge(reward).identity == before
+    file.write_text(text.format("1.0"))
+    assert RewardJudge(reward).identity != before
+
+
+def test_rewards_within_a_reward_are_described():
+    outer = [Lexicon(None), Lexicon(None)]
+    for reward, inner in zip(outer, (["good"], ["bad"]), strict=True):
+        reward.parts = nn.ModuleList([Lexicon(inner)])
+    one, other = (RewardJudge(reward).identity for reward in outer)
+    assert one != other
+
+
+def test_the_reward_is_moved_when_it_is_first_asked():
+    reward, stopping = Scaled(1.0), threading.Event()
+    judge = RewardJudge(reward, device="meta")
+    assert reward.weight.device.type == "cpu"
+    stopping.set()
+    assert list(judge.judge(QUESTIONS, stopping)) == []
+    assert reward.weight.device.type == "meta"
 
 
 def test_arguments_out_of_range():

@@ -129,8 +129,9 @@ def test_counts_by_hand():
         "judged": 3,
         "judged_prompts": 2,
         "prompts_a_first": 2,
-        "prompts_a_second": 2,
+        "prompts_a_second": 1,
         "both_orders": 2,
+        "one_order": 0,
         "unreadable": 1,
         "failed": 2,
         "inconsistent": 1,
@@ -163,6 +164,27 @@ def test_statistics_by_hand():
     assert statistics["longer_wins"] == 1.0
     by_characters = summarise(pairs, length=characters)["statistics"]["by_length"]
     assert by_characters["a_longer"] == {"rate": (1 + 0) / 2, "pairs": 2}
+
+
+def test_identical_texts_say_nothing_of_the_order():
+    """Nobody was asked about three of the five pairs: one verdict of two changed."""
+    asked = [judged(1, "win", "loss"), judged(2, "win", "win")]
+    same = [judged(3 + i, "tie", "tie", a="same", b="same") for i in range(3)]
+    statistics = summarise([*asked, *same])["statistics"]
+    assert statistics["inconsistent_rate"] == 1 / 2
+    assert statistics["by_position"] == {"first": 1.0, "second": 1 / 2}
+    assert statistics["win_rate"]["rate"] == pytest.approx((0.5 + 1 + 3 * 0.5) / 5)
+
+
+def test_a_judge_that_does_not_see_the_order_says_nothing_of_it():
+    summary = summarise([judged(i, "win", "win", both=False) for i in range(12)])
+    assert summary["statistics"]["inconsistent_rate"] is summary["statistics"]["by_position"] is None
+    assert summary["statistics"]["win_rate"]["rate"] == 1
+    found = " ".join(sentences(summary, "A", "B"))
+    assert "order" not in found
+    assert "shown" not in found.replace("neither is shown", "")
+    rows = [line for line in text_of(summary).splitlines() if "shown" in line or "order" in line]
+    assert [row.split("│")[2].strip() for row in rows[:3]] == ["-", "-", "-"]
 
 
 def test_the_sign_test_counts_prompts():

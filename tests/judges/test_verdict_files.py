@@ -222,6 +222,13 @@ def own(**changes):
     } | changes
 
 
+def test_own_judgments_tell_whether_the_judge_saw_the_order():
+    rows = [own(a_second="win", outcome="win", both_orders=seen) for seen in (True, False)]
+    assert [pair.shows_order for pair in read_judgments(rows, "f")] == [True, False]
+    with pytest.raises(ValueError, match="f, row 1: 'both_orders' holds 'no'; it must hold true or false"):
+        read_judgments([own(both_orders="no")], "f")
+
+
 def test_own_judgments_are_read_as_they_were():
     pair = Pair(id="1f", prompt="p", a="x", b="y")
     given = [

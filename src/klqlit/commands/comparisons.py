@@ -69,6 +69,7 @@ def as_row(judged: JudgedPair) -> dict[str, Any]:
         "a_first": judged.a_first,
         "a_second": judged.a_second,
         "outcome": judged.outcome,
+        "both_orders": judged.both_orders,
         "inconsistent": judged.inconsistent,
         "unreadable": judged.unreadable,
         "failed": judged.failed,

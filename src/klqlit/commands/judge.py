@@ -175,7 +175,7 @@ def _on_estimate(judge: Judge, pairs: Sequence[Pair], cache: JudgmentCache, *, b
     every = missing_questions(judge, pairs, cache=None, both_orders=both_orders)
     missing = missing_questions(judge, pairs, cache=cache, both_orders=both_orders)
     estimate = judge.estimate(missing)
-    cost = "unknown, without prices" if estimate.cost is None else f"at most {estimate.cost:,.4f}"
+    cost = "unknown, without prices" if estimate.cost is None else f"about {estimate.cost:,.4f}"
     return [
         f"{len(pairs)} pairs, {len(every)} questions, of which {len(every) - len(missing)} are judged in {cache.path}",
         f"the others take {estimate.requests:,} requests, about {estimate.input_tokens:,} tokens to read and at most "

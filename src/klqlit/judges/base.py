@@ -62,7 +62,7 @@ class Estimate:
         requests: calls to a model.
         input_tokens: tokens to read, estimated where the judge's tokenizer is not here.
         output_tokens: tokens to write, at most.
-        cost: in the currency of the judge's prices; None where no prices were given.
+        cost: about, in the currency of the judge's prices; None where no prices were given.
     """
 
     requests: int

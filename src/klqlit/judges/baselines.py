@@ -19,7 +19,7 @@ class RougeJudge(Judge):
 
     F = 2PR / (P + R), with P and R the length of the longest common subsequence of words over the length of the
     response and of the reference. Words are runs of the letters a to z and digits, in lower case, as in the usual
-    ROUGE; texts in other scripts have none, and tie.
+    ROUGE; texts in other scripts have none, and tie. A side that is the reference cannot be judged by it.
 
     Args:
         reference_column: the column of the prompt's row that holds the reference.
@@ -42,9 +42,10 @@ class RougeJudge(Judge):
         """As in `Judge`.
 
         Raises:
-            ValueError: a question has no reference.
+            ValueError: a question has no reference, or one response of every question is the reference itself.
         """
         references = [self._reference(question) for question in questions]
+        self._check_sides(questions, references)
         for index in until_stopped(range(len(questions)), stopping):
             question = questions[index]
             first, second = (rouge_l(text, references[index]) for text in (question.first, question.second))
@@ -52,6 +53,19 @@ class RougeJudge(Judge):
 
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         return NOTHING
+
+    def _check_sides(self, questions: Sequence[Question], references: Sequence[str]) -> None:
+        # Which response is shown first differs from question to question, so a side has no place of its own.
+        own = [
+            reference.strip() in (question.first.strip(), question.second.strip())
+            for question, reference in zip(questions, references, strict=True)
+        ]
+        if own and all(own):
+            raise ValueError(
+                f"reference_column={self.reference_column!r}: one of the two responses is the reference text itself in "
+                f"every question ({len(own)}), and no response overlaps more with it: compare two other sides, such as "
+                "a policy and its reference policy (--b reference), or name another column"
+            )
 
     def _reference(self, question: Question) -> str:
         reference = question.columns.get(self.reference_column)

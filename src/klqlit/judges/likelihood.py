@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from klqlit.judges.base import Estimate, Judge, Judgment, Question
-from klqlit.judges.local import chosen_device, digest_of, higher, until_stopped, weights_digest
+from klqlit.judges.local import chosen_device, higher, tokenizer_digest, until_stopped, weights_digest
 from klqlit.judges.templates import Template
 from klqlit.models.language_model import LanguageModel, model_inputs
 from klqlit.models.loading import max_positions
@@ -62,7 +62,7 @@ class LikelihoodJudge(Judge):
         tie_margin: from 0 to below 0.5; 0 leaves a tie to equal probabilities.
         dtype: of the weights. "bfloat16" saves memory, and its probabilities depend a little on the batch.
         batch_size: questions at once.
-        device: of the model; None for the GPU where there is one.
+        device: where the model is moved when it is first asked; None for the GPU where there is one.
         trust_remote_code: run code that comes with the model. Off unless you trust its author.
         revision: branch, tag or commit on the hub.
 
@@ -93,7 +93,8 @@ class LikelihoodJudge(Judge):
         language_model = LanguageModel(path, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision)
         self.tokenizer = language_model.tokenizer
         self._special = sorted(str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special)
-        self.model = language_model.model.eval().requires_grad_(False).to(chosen_device(device))
+        self.device = chosen_device(device)
+        self.model = language_model.model.eval().requires_grad_(False)
         if self._tokens("", ANSWERS[0]) == self._tokens("", ANSWERS[1]):
             raise ValueError(f"the tokenizer of {path!r} has the same tokens for 'A' and for 'B': take another model")
 
@@ -104,7 +105,7 @@ class LikelihoodJudge(Judge):
             "class": "LikelihoodJudge",
             "model": self.path,
             "weights": weights_digest(self.model),
-            "tokenizer": digest_of(f"{sorted(self.tokenizer.get_vocab().items())} {self.tokenizer.chat_template}"),
+            "tokenizer": tokenizer_digest(self.tokenizer),
             "template": self.template.name,
             "template_hash": self.template.hash,
             "tie_margin": self.tie_margin,
@@ -117,6 +118,8 @@ class LikelihoodJudge(Judge):
     def judge(
         self, questions: Sequence[Question], stopping: threading.Event | None = None
     ) -> Iterator[tuple[int, Judgment]]:
+        # Not before: in a training on several devices, one rank asks, and the others need no memory for this.
+        self.model.to(self.device)
         encoded = [self._encode(index, question) for index, question in enumerate(questions)]
         limit = max_positions(self.model.config)
         too_long = [item for item in encoded if limit is not None and len(item) > limit]

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from klqlit.judges.base import Verdict
 
@@ -46,9 +47,27 @@ def weights_digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{name} ".encode())
+            _add(digest, value)
     return digest.hexdigest()[:12]
+
+
+@torch.no_grad()
+def tensor_digest(value: Tensor) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of a tensor's type, shape and numbers."""
+    digest = hashlib.sha256()
+    _add(digest, value)
+    return digest.hexdigest()[:12]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Likewise of a tokenizer's vocabulary and chat template."""
+    return digest_of(f"{sorted(tokenizer.get_vocab().items())} {tokenizer.chat_template}")
+
+
+def _add(digest: "hashlib._Hash", value: Tensor) -> None:
+    digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+    digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def digest_of(text: str) -> str:

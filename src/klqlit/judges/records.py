@@ -44,7 +44,8 @@ class JudgedPair:
         a_second: A's outcome where A was shown second; likewise.
         unreadable: answers to this pair from which no verdict could be read.
         failed: requests for this pair that failed.
-        both_orders: both orders were asked; where False, one is enough.
+        both_orders: both orders were asked; where False, one is enough. With two outcomes all the same, the judge does
+            not see the order, and its verdict stands for both.
         answers: the judge's own words, under `a_first` and `a_second` as far as there are any.
     """
 
@@ -64,6 +65,12 @@ class JudgedPair:
         if self.a_first is None or self.a_second is None:
             return None
         return self.a_first if self.a_first == self.a_second else "tie"
+
+    @property
+    def shows_order(self) -> bool:
+        """A judge who sees the order was asked about two texts: the verdict may say something of the place."""
+        sees_order = self.both_orders or self.a_first is None or self.a_second is None
+        return sees_order and self.pair.a != self.pair.b
 
     @property
     def inconsistent(self) -> bool:

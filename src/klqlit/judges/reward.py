@@ -1,8 +1,6 @@
 """A reward as a judge: the higher score is better."""
 
-import inspect
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, final
@@ -10,12 +8,12 @@ from typing import Any, final
 import torch
 
 from klqlit.judges.base import Estimate, Judge, Judgment, Question
-from klqlit.judges.local import chosen_device, digest_of, higher, until_stopped, weights_digest
+from klqlit.judges.describing import described
+from klqlit.judges.local import chosen_device, higher, until_stopped
 from klqlit.rewards.base import Reward
 from klqlit.rewards.table import TableReward
 from klqlit.rollout.scoring import checked_scores
 from klqlit.types import Completions, Sequences
-from klqlit.version import __version__
 
 
 @final
@@ -27,7 +25,7 @@ class RewardJudge(Judge):
             them, cannot judge.
         margin: a tie is a difference of scores up to this.
         batch_size: questions at once.
-        device: where the reward is moved; None for the GPU where there is one.
+        device: where the reward is moved when it is first asked; None for the GPU where there is one.
 
     Raises:
         ValueError: an argument is out of range, or the reward reads tokens.
@@ -43,12 +41,12 @@ class RewardJudge(Judge):
         self.margin = margin
         self.batch_size = batch_size
         self.device = chosen_device(device)
-        self.reward = reward.eval().to(self.device)
+        self.reward = reward.eval()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The reward by its class, settings and weights, since a training may put others under its name."""
-        return {"class": "RewardJudge", "reward": _described(self.reward), "margin": self.margin}
+        """The reward by its class, code, attributes and weights, since others may come to stand under its name."""
+        return {"class": "RewardJudge", "reward": described(self.reward), "margin": self.margin}
 
     @property
     def sees_order(self) -> bool:
@@ -62,6 +60,8 @@ class RewardJudge(Judge):
         Raises:
             ValueError: the reward needs a column that the questions lack, or gives scores that are not finite.
         """
+        # Not before: in a training on several devices, one rank asks, and the others need no memory for this.
+        self.reward.to(self.device)
         for start in until_stopped(range(0, len(questions), self.batch_size), stopping):
             batch = questions[start : start + self.batch_size]
             scores = self._scores(batch)
@@ -91,36 +91,3 @@ class RewardJudge(Judge):
         if scores.ndim == 2:
             raise ValueError(f"{type(self.reward).__name__} scores tokens and cannot judge texts: give one that does")
         return scores.tolist()
-
-
-def _described(reward: Reward) -> dict[str, Any]:
-    """Class, code, weights, and every public setting that has a plain value or can be called."""
-    kind = type(reward)
-    described: dict[str, Any] = {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        "code": digest_of(_source(kind)),
-        "version": __version__,
-    }
-    if reward.state_dict():
-        described["weights"] = weights_digest(reward)
-    for name, value in sorted(vars(reward).items()):
-        if name.startswith("_") or name == "training":
-            continue
-        if value is None or isinstance(value, str | int | float | bool):
-            described[name] = value
-        elif inspect.isfunction(value):
-            described[name] = f"{value.__module__}.{value.__qualname__} {digest_of(_source(value))}"
-        elif callable(value):
-            described[name] = f"{type(value).__qualname__} {digest_of(repr(value))}"
-    return described
-
-
-def _source(code: Any) -> str:
-    """A class's or function's text: the same name may mean something else tomorrow.
-
-    Where there is none, as in an interactive session, a text that no other process has.
-    """
-    try:
-        return inspect.getsource(code)
-    except (OSError, TypeError):
-        return f"{code!r} {id(code)} {time.time()}"

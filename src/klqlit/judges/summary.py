@@ -70,14 +70,16 @@ def summarise(
 
 def _counts(judged: Sequence[JudgedPair]) -> dict[str, int]:
     decided = [pair for pair in judged if pair.outcome is not None]
+    shown = [pair for pair in judged if pair.shows_order]
     return {
         "pairs": len(judged),
         "prompts": len({pair.pair.id for pair in judged}),
         "judged": len(decided),
         "judged_prompts": len({pair.pair.id for pair in decided}),
-        "prompts_a_first": len({pair.pair.id for pair in judged if pair.a_first is not None}),
-        "prompts_a_second": len({pair.pair.id for pair in judged if pair.a_second is not None}),
-        "both_orders": sum(pair.a_first is not None and pair.a_second is not None for pair in judged),
+        "prompts_a_first": len({pair.pair.id for pair in shown if pair.a_first is not None}),
+        "prompts_a_second": len({pair.pair.id for pair in shown if pair.a_second is not None}),
+        "both_orders": sum(pair.a_first is not None and pair.a_second is not None for pair in shown),
+        "one_order": sum(not pair.both_orders and pair.outcome is not None for pair in shown),
         "unreadable": sum(pair.unreadable for pair in judged),
         "failed": sum(pair.failed for pair in judged),
         "inconsistent": sum(pair.inconsistent for pair in judged),
@@ -94,7 +96,8 @@ def _statistics(
     values, prompts = _arrays([(pair, pair.outcome) for pair in decided])
     means = prompt_means(values, prompts)
     differences = np.array([length(pair.pair.a) - length(pair.pair.b) for pair in decided], dtype=float)
-    both = [pair for pair in judged if pair.a_first is not None and pair.a_second is not None]
+    shown = [pair for pair in judged if pair.shows_order]
+    both = [pair for pair in shown if pair.a_first is not None and pair.a_second is not None]
     return {
         "win_rate": asdict(bootstrap(means, level=level, draws=draws, seed=seed)) if decided else None,
         "wins": int((values == VALUES["win"]).sum()),
@@ -103,7 +106,7 @@ def _statistics(
         "sign_test": sign_test(int((means > 0.5).sum()), int((means < 0.5).sum())) if decided else None,
         **_length_controlled(values, differences, prompts, level),
         "inconsistent_rate": sum(pair.inconsistent for pair in both) / len(both) if both else None,
-        "by_position": _by_position(judged),
+        "by_position": _by_position(shown),
         "by_length": _by_length(values, differences, prompts),
         "longer_wins": _longer_wins(values, differences, prompts),
     }
@@ -128,12 +131,12 @@ def _length_controlled(
         return {"length_controlled": None, "length_controlled_missing": str(reason)}
 
 
-def _by_position(judged: Sequence[JudgedPair]) -> dict[str, float] | None:
+def _by_position(shown: Sequence[JudgedPair]) -> dict[str, float] | None:
     """Rates of the single verdicts by the place in which A was shown; None where A was shown in one place only."""
     rates = {}
     for place, verdicts in (
-        ("first", [(pair, pair.a_first) for pair in judged]),
-        ("second", [(pair, pair.a_second) for pair in judged]),
+        ("first", [(pair, pair.a_first) for pair in shown]),
+        ("second", [(pair, pair.a_second) for pair in shown]),
     ):
         values, prompts = _arrays(verdicts)
         rate = rate_where(values, prompts, np.ones(len(values), dtype=bool))
@@ -275,7 +278,7 @@ def _on_position(summary: dict[str, Any], name_a: str) -> list[str]:
             f"The verdict changed with the order in {_percent(inconsistent)} of {counts['both_orders']} pairs, which "
             "count as ties: the judge is unsure of many of them, or looks at their places."
         )
-    alone = counts["judged"] - counts["both_orders"]
+    alone = counts["one_order"]
     if alone > 0:
         subject = "All pairs" if alone == counts["judged"] else f"{alone} of {counts['judged']} pairs"
         found.append(

@@ -172,13 +172,16 @@ def _judged(row: Row, where: str) -> JudgedPair:
     prompt, a, b = (_text(row, name, "", where) for name in ("prompt", "a", "b"))
     # An outcome from one order alone says that one was enough.
     one_is_enough = cells["outcome"] is not None and None in (cells["a_first"], cells["a_second"])
+    both_orders = row.get("both_orders", not one_is_enough)
+    if not isinstance(both_orders, bool):
+        raise ValueError(f"{where}: 'both_orders' holds {both_orders!r}; it must hold true or false")
     judged = JudgedPair(
         pair=Pair(id=str(cells["id"]), prompt=prompt, a=a, b=b),
         a_first=cells["a_first"],
         a_second=cells["a_second"],
         unreadable=cells["unreadable"],
         failed=cells["failed"],
-        both_orders=not one_is_enough,
+        both_orders=both_orders,
     )
     if judged.outcome != cells["outcome"]:
         raise ValueError(
