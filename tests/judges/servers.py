@@ -24,6 +24,7 @@ class Answer:
         headers: further ones.
         delay: seconds before it.
         missing: bytes that the length announces and that never come.
+        pause: seconds after each byte.
     """
 
     body: str
@@ -31,6 +32,7 @@ class Answer:
     headers: dict = field(default_factory=dict)
     delay: float = 0.0
     missing: int = 0
+    pause: float = 0.0
 
 
 def say(text, *, finish_reason="stop", delay=0.0):
@@ -136,8 +138,11 @@ class JudgeServer:
         payload = answer.body.encode()
         fields = {"content-type": "application/json", "content-length": len(payload) + answer.missing} | answer.headers
         lines = [f"HTTP/1.1 {answer.status} Scripted", *(f"{name}: {value}" for name, value in fields.items())]
-        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
-        await writer.drain()
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n")
+        for part in [payload[i : i + 1] for i in range(len(payload))] if answer.pause else [payload]:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(answer.pause)
         return not answer.missing
 
 

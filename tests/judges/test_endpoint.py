@@ -296,8 +296,20 @@ def test_an_endpoint_that_is_too_slow_is_asked_one_question():
         found, error = outcome(server, ask(100), timeout=0.2)
         assert len(server.asked) == 1
     assert found == {}
-    assert "no answer within timeout=0.2 s" in error
+    assert "no whole answer within timeout=0.2 s" in error
     assert "higher timeout" in error
+
+
+def test_a_server_that_drips_is_given_up():
+    """Some 160 bytes, one every 0.1 s: silence is never as long as the timeout, and the answer takes 16 s."""
+    dripping = Answer(say(VERDICT).body, pause=0.1)
+    with fail_at(1, fault=dripping) as server:
+        start = time.monotonic()
+        found, error = outcome(server, ask(3), timeout=0.5, concurrency=1)
+        assert 0.5 <= time.monotonic() - start < 5
+    assert (sorted(found), error) == ([0, 2], None)
+    with JudgeServer(lambda text, i: dripping) as server:
+        assert "no whole answer within timeout=0.5 s" in outcome(server, ask(3), timeout=0.5)[1]
 
 
 def test_an_endpoint_that_goes_away_stops_it():

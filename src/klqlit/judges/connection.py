@@ -1,5 +1,6 @@
 """The way to a model behind an OpenAI-compatible endpoint, and what its failures mean."""
 
+import asyncio
 import os
 from collections.abc import Mapping
 from typing import Any, final
@@ -22,6 +23,9 @@ from klqlit.judges.replies import Reply, read_reply
 
 OPENAI_HOST = "api.openai.com"
 
+LONGEST_PAUSE = 60.0
+"""Seconds before a retry, where the server asks for them; the client grants no more."""
+
 
 class RequestFailed(RuntimeError):
     """A request failed after its retries; others may succeed."""
@@ -42,7 +46,9 @@ class Connection:
         api_key_variable: the environment variable that holds the key; None for ``OPENAI_API_KEY`` at OpenAI's own
             address and for no key at any other.
         max_retries: of a request that failed for a reason that may pass.
-        timeout: seconds until an answer must be there.
+        timeout: seconds for which a server may be silent, in each attempt. A request with its `max_retries` retries is
+            given up at the latest after ``(1 + max_retries) * timeout + max_retries * 60`` seconds, also where bytes
+            keep coming: 60 is the longest pause before a retry.
 
     Raises:
         ValueError: `base_url` is no address or holds a secret, or the variable is not set.
@@ -77,14 +83,17 @@ class Connection:
             JudgeStopped: no request can succeed.
             RequestFailed: this one did not.
         """
+        limit = (1 + client.max_retries) * self._timeout + client.max_retries * LONGEST_PAUSE
         # Errors are not chained: what they quote from headers and bodies may hold the key.
         try:
             # Not `client.chat.completions.create`: its check of a request takes longer than sending it.
-            return read_reply(await client.post("/chat/completions", cast_to=str, body=request))
+            answer = client.post("/chat/completions", cast_to=str, body=request)
+            # The client's own timeout starts anew with every byte.
+            return read_reply(await asyncio.wait_for(answer, limit))
         except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
             raise JudgeStopped(f"{self._status(error)}. {self._way_out(error)}") from None
-        except APITimeoutError:
-            raise Unreachable(f"no answer within timeout={self._timeout:g} s") from None
+        except (APITimeoutError, asyncio.TimeoutError):
+            raise Unreachable(f"no whole answer within timeout={self._timeout:g} s") from None
         except APIConnectionError as error:
             raise Unreachable(f"no connection: {self._line(error.__cause__ or error)}") from None
         except APIStatusError as error:

@@ -41,7 +41,8 @@ class EndpointJudge(Judge):
             address and for no key at any other, so that a key is never sent to where it does not belong.
         concurrency: requests under way at once.
         max_retries: of one request.
-        timeout: seconds until an answer must be there.
+        timeout: seconds for which the server may be silent, in each attempt. A request with its retries is given up
+            at the latest after ``(1 + max_retries) * timeout + max_retries * 60`` seconds, 60 for the longest pause.
         max_failures: requests that may fail, after their retries, before the judge stops.
         max_tokens: longest answer, thoughts of a reasoning model included. A longer one is cut, and unreadable.
         temperature: of sampling; None to leave it out, as some reasoning models ask.
