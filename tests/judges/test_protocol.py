@@ -1,6 +1,7 @@
 """Both orders, each question once, nothing lost."""
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -183,3 +184,31 @@ def test_swapping_the_sides_turns_every_outcome_round(sides):
     judged = judge_pairs(SmallJudge(), pairs, cache=None)
     swapped = judge_pairs(SmallJudge(), [replace(pair, a=pair.b, b=pair.a) for pair in pairs], cache=None)
     assert [turned[pair.outcome] for pair in judged] == [pair.outcome for pair in swapped]
+
+
+def test_what_is_under_way_has_its_grace_and_no_more(tmp_path):
+    """The third answer comes after a minute: two are kept, and the caller has the thread back."""
+    stopping, released = threading.Event(), threading.Event()
+
+    def slow(question):
+        if question.prompt == "What is 0?":
+            stopping.set()
+            released.wait(60)
+        return "tie"
+
+    judge, start = SmallJudge(slow, sees_order=False), time.monotonic()
+    with JudgmentCache(tmp_path / "c.sqlite") as cache:
+        with pytest.raises(JudgingInterrupted, match="2 of 3 judgments kept"):
+            judge_pairs(judge, make_pairs(3), cache=cache, stopping=stopping, grace=0.3)
+        assert 0.3 <= time.monotonic() - start < 20
+        released.set()
+        again = judge_pairs(SmallJudge(sees_order=False), make_pairs(3), cache=cache)
+    assert [pair.a_first for pair in again] == ["win", "tie", "tie"]
+
+
+def test_a_grace_changes_nothing_where_nothing_stops():
+    pairs = make_pairs(4)
+    judged = judge_pairs(SmallJudge(), pairs, cache=None, stopping=threading.Event(), grace=0.0)
+    assert judged == judge_pairs(SmallJudge(), pairs, cache=None)
+    with pytest.raises(JudgeStopped, match="tired"):
+        judge_pairs(SmallJudge(stops_after=1), pairs, cache=None, stopping=threading.Event(), grace=0.0)

@@ -19,6 +19,9 @@ from klqlit.judges.protocol import JudgingInterrupted, judge_pairs
 from klqlit.judges.records import JudgedPair, Pair
 from klqlit.judges.summary import summarise
 
+GRACE_SECONDS = 10.0
+"""After the end of a round's time, for the answers that are under way: they are paid for."""
+
 
 @final
 class JudgedWinRate(L.Callback):
@@ -34,7 +37,8 @@ class JudgedWinRate(L.Callback):
         against: a file of completions of the validation prompts, as `predict` writes it, in place of the reference.
         both_orders: show each pair in both orders; False for half the price.
         cache: file that keeps the judgments; None for ``judgments.sqlite`` in the run's folder.
-        timeout: seconds for one round; what came until then is kept, but gives no win rate.
+        timeout: seconds for one round. Then nothing more is asked, and what is under way has `GRACE_SECONDS` to come.
+            What came is kept, but gives no win rate.
         name: the metrics are ``val/{name}/win_rate`` and so on.
 
     Raises:
@@ -131,9 +135,15 @@ class JudgedWinRate(L.Callback):
         timer.start()
         try:
             pairs = self._opposite(pairs)[: self.max_prompts]
-            return metrics_of(
-                judge_pairs(self.judge, pairs, cache=self._cache, both_orders=self.both_orders, stopping=stopping)
+            judged = judge_pairs(
+                self.judge,
+                pairs,
+                cache=self._cache,
+                both_orders=self.both_orders,
+                stopping=stopping,
+                grace=GRACE_SECONDS,
             )
+            return metrics_of(judged)
         except JudgingInterrupted as error:
             rank_zero_warn(f"JudgedWinRate: judging took longer than timeout={self.timeout:g} seconds: {error}")
         except JudgeStopped as error:

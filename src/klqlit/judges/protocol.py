@@ -3,8 +3,10 @@
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal, final
 
+from klqlit.judges.background import with_grace
 from klqlit.judges.base import Judge, JudgeStopped, Judgment, Question, Verdict
 from klqlit.judges.cache import JudgmentCache, canonical, question_key
 from klqlit.judges.progress import JudgingProgress
@@ -32,6 +34,7 @@ def judge_pairs(
     cache: JudgmentCache | None,
     both_orders: bool = True,
     stopping: threading.Event | None = None,
+    grace: float | None = None,
     progress: bool = False,
 ) -> list[JudgedPair]:
     """The pairs with the judge's verdicts, in their order.
@@ -47,6 +50,8 @@ def judge_pairs(
         both_orders: False asks one order of each pair: a hash decides which response is shown first, not its side, so
             that neither side has the better place.
         stopping: once it is set, nothing more is asked; what is under way is still kept.
+        grace: seconds after `stopping` for what is under way, which is then dropped; None for as long as it takes. The
+            judge is read in a thread of its own, so that no judge can hold up the caller.
         progress: show how far it is, and the running win rate.
 
     Raises:
@@ -60,7 +65,7 @@ def judge_pairs(
         for key, judgment in judgments.items():
             shown.add(plan.outcomes(key, judgment))
         try:
-            for key, judgment in plan.ask(judge, judgments, stopping):
+            for key, judgment in plan.ask(judge, judgments, stopping, grace):
                 if cache is not None:
                     cache.put(key, judgment, plan.identity)
                 judgments[key] = judgment
@@ -131,13 +136,15 @@ class _Plan:
         return {key: question for key, question in self.questions.items() if key not in judgments}
 
     def ask(
-        self, judge: Judge, judgments: dict[str, Judgment], stopping: threading.Event | None
+        self, judge: Judge, judgments: dict[str, Judgment], stopping: threading.Event | None, grace: float | None
     ) -> Iterator[tuple[str, Judgment]]:
         """The judgments that are missing, as they come."""
         missing = self.missing(judgments)
         if missing:
             keys = list(missing)
-            for index, judgment in judge.judge(list(missing.values()), stopping):
+            start = partial(judge.judge, list(missing.values()), stopping)
+            given = start() if stopping is None or grace is None else with_grace(start, stopping, grace)
+            for index, judgment in given:
                 yield keys[index], judgment
 
     def kept(self, judgments: dict[str, Judgment]) -> str:
