@@ -1,11 +1,15 @@
 """Win rates over tau: whose view, which seeds, which judge."""
 
+import os
+
 import pytest
 from scipy.stats import t as student
 
+from klqlit.reports.chapters import task_chapter
 from klqlit.reports.experiment import read_experiment
+from klqlit.reports.figures.style import Gallery
 from klqlit.reports.intervals import crossed, over_seeds
-from klqlit.reports.win_rates import find_series, pooled
+from klqlit.reports.win_rates import find_series, left_out, pooled
 from reports.folders import write_comparison, write_run
 
 
@@ -99,3 +103,34 @@ def test_a_comparison_without_verdicts_gives_no_point(runs, tmp_path):
     write_comparison(tmp_path / "j", runs["KLQ", 1], runs["PPO", 1], [None, None])
     (series,) = series_of(tmp_path)
     assert pooled(series.points[0.1], "win_rate") is None
+
+
+def test_of_repeated_comparisons_the_longest_counts_then_the_newest(runs, tmp_path):
+    """Four folders of one pair of runs: the sides swapped, fewer prompts, the same number again and later."""
+    klq, ppo = runs["KLQ", 1], runs["PPO", 1]
+    write_comparison(tmp_path / "j1", klq, ppo, ["win", "win"])
+    write_comparison(tmp_path / "j2", ppo, klq, ["win"])
+    write_comparison(tmp_path / "j3", ppo, klq, ["win", "tie"])
+    write_comparison(tmp_path / "j4", klq, ppo, ["loss", "loss"])
+    for age, name in enumerate(("j2", "j3", "j1", "j4")):
+        os.utime(tmp_path / name / "judged.json", (1e9 - age, 1e9 - age))
+    found = read_experiment([tmp_path])
+    (series,) = find_series(found, found.tasks[0])
+    assert [duel.judged.name for duel in series.points[0.1]] == ["j3"]
+    assert pooled(series.points[0.1], "win_rate").rate == 0.25
+    assert left_out(found, found.tasks[0]) == [
+        f"{name} is left out of the win rates over τ: j3 compares the same runs" for name in ("j1", "j2", "j4")
+    ]
+
+
+def test_runs_of_different_seeds_are_not_pooled(runs, tmp_path):
+    write_comparison(tmp_path / "j1", runs["KLQ", 1], runs["PPO", 1], ["win"])
+    write_comparison(tmp_path / "j2", runs["KLQ", 1], runs["PPO", 2], ["loss"])
+    found = read_experiment([tmp_path])
+    (series,) = find_series(found, found.tasks[0])
+    assert pooled(series.points[0.1], "win_rate").rate == 1.0
+    (note,) = left_out(found, found.tasks[0])
+    assert note == "j2 is left out of the win rates over τ: its runs have different seeds, 1 and 2"
+    chapter = task_chapter(found, found.tasks[0], Gallery(tmp_path), "t")
+    (section,) = [one for one in chapter.sections if one.key == "t-wins"]
+    assert f"{note}." in section.missing

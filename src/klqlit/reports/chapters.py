@@ -13,7 +13,7 @@ from klqlit.reports.figures.win_rates import win_rate_figure
 from klqlit.reports.groups import Task, plain_tau
 from klqlit.reports.judged_tables import judge_name, win_rate_table
 from klqlit.reports.texts import FIT, JUDGE, OTHER_SEED, OTHER_TAU
-from klqlit.reports.win_rates import Series, find_series
+from klqlit.reports.win_rates import Series, find_series, left_out
 
 SHORT = {"reward/score": "Score", "kl/sequence": "KL", "objective/J": "J", "reward/gold": "Gold score"}
 CLOCKS = {"updates": curves.by_updates, "seconds": curves.by_seconds}
@@ -27,7 +27,7 @@ def task_chapter(experiment: Experiment, task: Task, gallery: Gallery, key: str)
         _curves(task, gallery),
         _times(task, gallery),
         _frontier(task, gallery),
-        _win_rates(task, series, gallery),
+        _win_rates(task, series, left_out(experiment, task), gallery),
         _over_optimisation(task, gallery),
         _critic(task, gallery),
         _samples(task, series),
@@ -105,15 +105,16 @@ def _frontier(task: Task, gallery: Gallery) -> Section:
     return section
 
 
-def _win_rates(task: Task, series: Sequence[Series], gallery: Gallery) -> Section:
+def _win_rates(task: Task, series: Sequence[Series], notes: Sequence[str], gallery: Gallery) -> Section:
     section = new_section("wins")
     for one in series:
         title = f"{one.first} against {one.second}, judged by {judge_name(one.judge)}"
         section.blocks += [_pictures(gallery, task.name, [(win_rate_figure(one), title)]), win_rate_table(one)]
     if not series:
-        section.missing.append(f"No comparison of two runs of this task with the same τ. {JUDGE}.")
+        section.missing.append(f"No comparison of two runs of this task with the same τ and seed. {JUDGE}.")
     elif all(len(one.points) == 1 for one in series):
         section.missing.append(f"Judged at a single τ. {JUDGE}.")
+    section.missing += [f"{note}." for note in notes]
     return section
 
 

@@ -31,6 +31,11 @@ class Duel:
     second: Run
     flipped: bool
 
+    @property
+    def runs_and_judge(self) -> tuple[str, str, str]:
+        """What two comparisons have in common that are one, made twice."""
+        return self.first.name, self.second.name, canonical(self.judged.judge)
+
     def share(self, name: str) -> Share | None:
         """`win_rate` or `length_controlled` from the first run's view."""
         found = self.judged.share(name)
@@ -60,19 +65,55 @@ class Series:
 
 
 def find_series(experiment: Experiment, task: Task) -> list[Series]:
-    """All comparisons between runs of the task with the same tau, by pair of variants and judge."""
+    """Comparisons between runs of the task with the same tau and seed, by pair of variants and judge.
+
+    Of several comparisons of the same two runs by one judge, the one with the most pairs counts, then the newest.
+    """
     found: dict[tuple[str, str, str], dict[float, list[Duel]]] = defaultdict(lambda: defaultdict(list))
     judges: dict[str, dict[str, Any]] = {}
-    for judged in experiment.comparisons:
-        duel = _duel(experiment, task, judged)
-        if duel is not None and duel.first.tau is not None:
-            key = canonical(judged.judge)
-            judges[key] = judged.judge
+    for duel in _counted(experiment, task):
+        if duel.first.tau is not None:
+            key = canonical(duel.judged.judge)
+            judges[key] = duel.judged.judge
             found[task.variant_of(duel.first), task.variant_of(duel.second), key][duel.first.tau].append(duel)
     return [
         Series(first=first, second=second, judge=judges[key], points=dict(sorted(points.items())))
         for (first, second, key), points in sorted(found.items(), key=lambda item: _order(task, item[0]))
     ]
+
+
+def left_out(experiment: Experiment, task: Task) -> list[str]:
+    """The comparisons that `find_series` does not count, each with the reason."""
+    counted = {duel.runs_and_judge: duel for duel in _counted(experiment, task)}
+    notes = []
+    for duel in _duels(experiment, task):
+        name, same = duel.judged.name, counted.get(duel.runs_and_judge)
+        if same is None:
+            seeds = f"{duel.first.seed} and {duel.second.seed}"
+            notes.append(f"{name} is left out of the win rates over τ: its runs have different seeds, {seeds}")
+        elif same.judged is not duel.judged:
+            notes.append(f"{name} is left out of the win rates over τ: {same.judged.name} compares the same runs")
+    return notes
+
+
+def _counted(experiment: Experiment, task: Task) -> list[Duel]:
+    """One for each two runs of one seed and judge."""
+    best: dict[tuple[str, str, str], Duel] = {}
+    for duel in _duels(experiment, task):
+        key = duel.runs_and_judge
+        if duel.first.seed == duel.second.seed and (key not in best or _weight(duel) > _weight(best[key])):
+            best[key] = duel
+    return list(best.values())
+
+
+def _weight(duel: Duel) -> tuple[int, float]:
+    judged = duel.judged
+    return judged.count("pairs") or len(judged.judgments), (judged.folder / "judged.json").stat().st_mtime
+
+
+def _duels(experiment: Experiment, task: Task) -> list[Duel]:
+    found = (_duel(experiment, task, judged) for judged in experiment.comparisons)
+    return [duel for duel in found if duel is not None]
 
 
 def _order(task: Task, key: tuple[str, str, str]) -> tuple[int, int, str]:
