@@ -218,6 +218,7 @@ def as_markdown(results: list[dict[str, Any]], seeds: int) -> str:
         "KL, PPO",
         "KLQ wins",
         "length-controlled",
+        "seeds",
     ]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in results:

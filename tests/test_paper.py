@@ -65,7 +65,8 @@ def test_the_table_states_means_and_paired_differences(paper) -> None:
         },
         "judged": [judged([1.0, 1.0], 0.4), judged([1.0, 0.0])],
     }
-    line = paper.as_markdown([row], seeds=3).splitlines()[2]
+    head, rule, line, *_ = paper.as_markdown([row], seeds=3).splitlines()
+    assert head.count("|") == rule.count("|") == line.count("|")
     # Two values d apart have the half-width 12.706 d / 2, since t(0.975, 1) is 12.706; a constant has none. The four
     # verdicts deviate by 1/4, 1/4, 1/4 and -3/4: by seeds (1/4 + 1/4) 2 / 16 = 1/16, and prompts add
     # (2 (1/4 + 1/4) - 3/4) / 16 = 1/64, so that the half-width is 12.706 times the root of 5/64.

@@ -44,10 +44,12 @@ def test_another_reference_column_and_a_missing_one():
 
 def test_the_reference_itself_is_no_side():
     """Whichever place it has: that differs between questions of one side."""
-    same = [question("a cat", "a dog", completion=" a cat\n"), question("x", "a bird", completion="a bird")]
-    with pytest.raises(ValueError, match=r"the reference text itself in every question \(2\)"):
+    two = [question("a cat", "a dog", completion=" a cat\n"), question("x", "a bird", completion="a bird")]
+    same = two * 4
+    with pytest.raises(ValueError, match=r"the reference text itself in every question \(8\)"):
         list(RougeJudge().judge(same))
-    assert len(list(RougeJudge().judge([*same, question("x", "y", completion="z")]))) == 3
+    assert len(list(RougeJudge().judge([*same, question("x", "y", completion="z")]))) == 9
+    assert len(list(RougeJudge().judge(two))) == 2, "a few may be chance"
     assert list(RougeJudge().judge([])) == []
 
 
