@@ -26,6 +26,7 @@ from klqlit.functional import penalty_twin
 
 Rows = list[dict[str, Any]]
 TAU = 0.5
+TICKS = [0, 2, 4, 6, 8, 10, 20, 60]
 CLIP = "PPO, clip"
 STYLES = {
     "KLQ": {"color": "#0072b2", "linewidth": 3, "alpha": 0.6},
@@ -103,6 +104,7 @@ def draw(rows: Rows, alphas: list[float], out: Path) -> None:
         axis.set_title(f"α = {alpha:g}")
         axis.set_xlabel("rollout phases")
         axis.set_xscale("symlog", linthresh=10)
+        axis.set_xticks(TICKS, [str(tick) for tick in TICKS])
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("share of J* − J(π_b) closed")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(STYLES))
@@ -116,7 +118,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--alpha", type=float, nargs="+", default=[1.0, 0.5, 0.25], help="KLQ's step sizes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="problems")
-    parser.add_argument("--phases", type=int, default=100)
+    parser.add_argument("--phases", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=40, help="optimizer steps a phase")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/reverse_kl"), help="folder of table, JSON and figure")
