@@ -12,7 +12,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-quickstart: $(VENV)/installed  ## the whole method on a small task: about 6 minutes on 2 CPU cores
+quickstart: $(VENV)/installed  ## the whole method on a small task: about 5 minutes on 2 CPU cores
 	$(BIN)/python benchmarks/quickstart.py
 
 test: $(VENV)/installed
