@@ -8,6 +8,8 @@ from typing import Any, final
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from klqlit.files import replace_json
+
 
 @final
 class StepRows:
@@ -32,11 +34,8 @@ class StepRows:
             file.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
 
     def _drop_from(self, step: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in self._lines() if json.loads(line)["step"] < step]
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        scratch.replace(self.path)
+        replace_json(self.path, "".join(line + "\n" for line in kept))
 
     def _lines(self) -> list[str]:
         if not self.path.exists():

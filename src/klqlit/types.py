@@ -110,6 +110,10 @@ class Completions:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def columns_of(self, row: int) -> dict[str, Any]:
+        """The further columns of one row."""
+        return {name: values[row] for name, values in self.columns.items()}
+
 
 @dataclass(kw_only=True, slots=True)
 class Rollout:

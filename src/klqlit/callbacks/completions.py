@@ -8,6 +8,7 @@ import lightning as L
 import torch.distributed as dist
 
 from klqlit.algorithms.comparison import Scored
+from klqlit.files import replace_json
 from klqlit.judges.matching import prompt_id
 
 
@@ -32,12 +33,8 @@ class CompletionWriter(L.Callback):
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rows = interleave(all_ranks(self._rows))
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = self.path.with_suffix(".tmp")
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-            # What a column holds of half a surrogate pair becomes an escape that JSON knows.
-            scratch.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
-            scratch.replace(self.path)
+            replace_json(self.path, "".join(lines))
             print(f"{len(rows)} completions written to {self.path}")
 
 
@@ -46,7 +43,7 @@ def as_rows(scored: Scored) -> list[dict[str, Any]]:
     completions = scored.completions
     rows = []
     for i, prompt in enumerate(completions.prompts):
-        columns = {name: values[i] for name, values in completions.columns.items()}
+        columns = completions.columns_of(i)
         row = {
             "id": prompt_id(prompt, columns.get("id")),
             "prompt": prompt,

@@ -176,7 +176,7 @@ def as_pairs(comparison: Comparison) -> list[Pair]:
     policy, reference = comparison.policy.completions, comparison.reference.completions
     pairs = []
     for i, prompt in enumerate(policy.prompts):
-        columns = {name: values[i] for name, values in policy.columns.items()}
+        columns = policy.columns_of(i)
         pairs.append(
             Pair(
                 id=prompt_id(prompt, columns.get("id")),

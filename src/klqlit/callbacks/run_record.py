@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from klqlit.files import replace_json
 from klqlit.version import __version__
 
 PACKAGES = ("torch", "lightning", "transformers")
@@ -73,9 +74,7 @@ def now() -> str:
 def write(trainer: L.Trainer, *, state: str, starts: list[dict[str, Any]], reason: str | None = None) -> None:
     """Replace the record."""
     record = {"state": state, "time": now(), "step": trainer.global_step, "reason": reason, "starts": starts}
-    path, scratch = (Path(trainer.default_root_dir) / name for name in ("run.json", "run.json.tmp"))
-    scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    replace_json(Path(trainer.default_root_dir) / "run.json", json.dumps(record, indent=1) + "\n")
 
 
 def read(trainer: L.Trainer) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from klqlit.commands.sides import Letter, Side, slug
+from klqlit.files import replace_json
 from klqlit.judges.base import Judge
 from klqlit.judges.cache import canonical
 from klqlit.judges.matching import Matching
 from klqlit.judges.records import JudgedPair
+from klqlit.judges.verdict_files import JUDGMENTS
 
 JUDGED = "judged.json"
-JUDGMENTS = "judgments.jsonl"
 UNMATCHED = "unmatched.jsonl"
 
 
@@ -48,10 +49,9 @@ def write_comparison(folder: Path, judged: Sequence[JudgedPair], matching: Match
         for response in responses
     ]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / JUDGMENTS, _lines(map(as_row, judged)))
-        _write(folder / UNMATCHED, _lines(unmatched))
-        _write(folder / JUDGED, json.dumps(result, indent=1, allow_nan=False, default=str) + "\n")
+        replace_json(folder / JUDGMENTS, _lines(map(as_row, judged)))
+        replace_json(folder / UNMATCHED, _lines(unmatched))
+        replace_json(folder / JUDGED, json.dumps(result, indent=1, allow_nan=False, default=str) + "\n")
     except OSError as error:
         raise ValueError(f"--out {folder} cannot be written ({error.strerror}): give another folder") from error
 
@@ -92,10 +92,3 @@ def _is_free(folder: Path, subject: list[Any]) -> bool:
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _write(file: Path, text: str) -> None:
-    scratch = file.with_name(f".{file.name}.tmp")
-    # What an answer holds of half a surrogate pair becomes an escape that JSON knows.
-    scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-    scratch.replace(file)
