@@ -13,10 +13,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from scipy.stats import t as student
-
+from klqlit.reports.intervals import over_seeds
 from quickstart import ROOT, last, run_stage, starting_models
 
 ALGORITHMS = ("klq", "ppo")
@@ -87,9 +86,8 @@ def measure(runs: Path, folder: str) -> dict[str, float]:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % confidence interval by Student's t; the half-width of one value is unknown."""
-    if len(values) < 2:
-        return mean(values), float("nan")
-    return mean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    found = over_seeds(values)
+    return found.mean, float("nan") if found.half is None else found.half
 
 
 def as_markdown(results: dict[str, list[dict[str, float]]]) -> str:
