@@ -21,7 +21,7 @@ LAYERS = [
     {"algorithms"},
     {"finetuning"},
     {"judges"},
-    {"loggers"},
+    {"loggers", "slurm"},
     {"callbacks"},
     {"reports"},
     {"option_errors"},

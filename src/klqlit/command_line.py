@@ -25,6 +25,7 @@ from klqlit.callbacks.run_record import RunRecord
 from klqlit.loggers import JSONLinesLogger
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
+from klqlit.slurm import check_layout, with_environment
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -42,6 +43,7 @@ NOISE = (
     ".*Checkpoint directory .* exists.*",  # starting again in the same folder is how a run continues
     ".*sync_dist=True.*",  # what is logged is the same on all ranks already
     ".*args parameter is intended to run from within Python.*",
+    ".*`srun` command is available.*",  # within a job the layout is checked
 )
 
 
@@ -95,6 +97,10 @@ class CommandLine(LightningCLI):
         parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config["trainer"]
+        check_layout(trainer["devices"], trainer["num_nodes"])
+
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         run_dir = self.config["run_dir"]
         extra: list[L.Callback] = [Progress()]
@@ -111,7 +117,10 @@ class CommandLine(LightningCLI):
             JSONLinesLogger(f"{run_dir}/metrics.jsonl"),
         ]
         return super().instantiate_trainer(
-            callbacks=[*configured, *extra], logger=loggers if self.command == "fit" else False, **kwargs
+            callbacks=[*configured, *extra],
+            logger=loggers if self.command == "fit" else False,
+            plugins=with_environment(self._get(self.config_init, "trainer")["plugins"]),
+            **kwargs,
         )
 
 

@@ -1,0 +1,110 @@
+"""What a run must know of the SLURM job it is part of: the layout of its ranks, and how to be queued again."""
+
+import os
+import re
+import signal
+import subprocess
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_info
+
+NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
+UNNAMED = (
+    "srun starts {tasks} tasks in a job named {name!r}, which Lightning takes for a shell, so that each would be a run "
+    "of its own: add --job-name=klqlit to srun"
+)
+NOT_PER_NODE = "the SLURM job has {tasks} tasks, but not how many a node: give --ntasks-per-node instead of --ntasks"
+WRONG_LAYOUT = (
+    "trainer.devices={devices} on trainer.num_nodes={num_nodes} does not fit the SLURM job, which has {tasks} tasks on "
+    "{nodes} nodes: add --config configs/slurm.yaml, which takes both from the job, or make devices the tasks of a node"
+)
+
+
+def with_environment(plugins: list[Any] | Any | None) -> list[Any]:
+    """The trainer's plugins and, where this process is a rank of a job, Lightning's view of the job.
+
+    Lightning's own requeueing is off: it saves within the signal's handler, where ranks may wait for each other for
+    ever.
+    """
+    given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
+    if any(isinstance(plugin, ClusterEnvironment) for plugin in given) or TorchElasticEnvironment.detect():
+        return given
+    return [*given, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else given
+
+
+def check_layout(devices: int | str | list[int], num_nodes: int) -> None:
+    """See before anything is loaded that the job starts as many processes as the trainer expects.
+
+    Ranks that wait for one that never comes would hang without a word.
+
+    Args:
+        devices: the trainer's; "auto" and -1 are left to Lightning, which knows how many there are.
+        num_nodes: the trainer's.
+
+    Raises:
+        ValueError: it does not, on the first rank. The others exit, so that a mistake is reported once.
+    """
+    problem = layout_problem(devices, num_nodes)
+    if problem and os.environ.get("SLURM_PROCID", "0") != "0":
+        raise SystemExit(0)  # another status would end the first rank before it has spoken
+    if problem:
+        raise ValueError(problem)
+
+
+def layout_problem(devices: int | str | list[int], num_nodes: int) -> str | None:
+    """What is wrong with how SLURM started this process; None outside SLURM and under torchrun."""
+    if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect():
+        return None
+    tasks, started_by_srun = int(os.environ["SLURM_NTASKS"]), "SLURM_STEP_ID" in os.environ
+    if (name := os.environ.get("SLURM_JOB_NAME")) in ("bash", "interactive"):
+        # In such a shell itself, Lightning starts the ranks of this node.
+        return UNNAMED.format(tasks=tasks, name=name) if started_by_srun and tasks > 1 else None
+    if tasks > 1 and not started_by_srun:
+        return NOT_STARTED.format(tasks=tasks)
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        return NOT_PER_NODE.format(tasks=tasks)
+    nodes = int(os.environ.get("SLURM_NNODES", "1"))
+    expected = _count(devices)
+    if expected is None or (expected * num_nodes == tasks and num_nodes == nodes):
+        return None
+    return WRONG_LAYOUT.format(devices=devices, num_nodes=num_nodes, tasks=tasks, nodes=nodes)
+
+
+def _count(devices: int | str | list[int]) -> int | None:
+    """How many devices a node that is; None where it depends on the machine."""
+    if isinstance(devices, list):
+        return len(devices)
+    return int(devices) if re.fullmatch(r"\d+", str(devices)) else None
+
+
+def requeue(trainer: L.Trainer, received: signal.Signals) -> None:
+    """Queue the job again after SIGUSR1, the signal for "time is nearly up" (`#SBATCH --signal=USR1@300`).
+
+    Nothing happens outside SLURM and after other signals: `scancel` means that the job is to end. A job that was
+    submitted with `--no-requeue`, and one without a batch script, stays out of the queue, and the log says so.
+
+    Args:
+        trainer: of the run, which has saved a checkpoint.
+        received: why it stops.
+    """
+    if received != signal.SIGUSR1 or "SLURM_JOB_ID" not in os.environ:
+        return
+    try:
+        done = subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, text=True, timeout=120)
+        fault = done.stderr.strip() if done.returncode else None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        fault = str(error)
+    if fault is None:
+        rank_zero_info(f"SLURM job {job_id()} is queued again")
+    else:
+        rank_zero_info(f"SLURM job {job_id()} is not queued again ({fault}): submit it once more to go on")
+
+
+def job_id() -> str:
+    """What `scontrol` calls this job. The plain number of an array's last task would stand for the whole array."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]

@@ -1,0 +1,175 @@
+"""SLURM on this machine: one node, its three daemons on loopback, started and ended with the test."""
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import final
+
+CONFIGURATION = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge/socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SlurmctldDebug=verbose
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SwitchType=switch/none
+MpiDefault=none
+MailProg=/bin/true
+ReturnToService=2
+KillWait=5
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+DAEMONS = ("munged", "slurmctld", "slurmd")
+ADMINISTRATION = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+PATIENCE = 120.0
+"""Seconds to wait for what takes one on an idle machine."""
+
+
+def missing() -> str | None:
+    """Why there can be no cluster here, if so."""
+    absent = [name for name in (*DAEMONS, "sbatch", "srun") if shutil.which(name, path=ADMINISTRATION) is None]
+    if absent:
+        return f"{', '.join(absent)} not found: install the Debian packages slurm-wlm and munge"
+    return None if os.geteuid() == 0 else "the SLURM daemons of the tests run as root"
+
+
+def wait(what: str, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Look until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{seconds:g} s passed without {what}"
+        time.sleep(0.1)
+
+
+@final
+class Cluster:
+    """The daemons, and what a user says to them.
+
+    Args:
+        folder: of configuration, keys, state and logs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.daemons: list[subprocess.Popen] = []
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        # As in an activated virtual environment.
+        self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def __enter__(self) -> "Cluster":
+        for name in ("munge", "state", "spool"):
+            (self.folder / name).mkdir()
+        key = self.folder / "munge" / "key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o400)
+        ports = free_ports(2)
+        text = CONFIGURATION.format(
+            host=socket.gethostname().split(".")[0], folder=self.folder, controller_port=ports[0], node_port=ports[1]
+        )
+        (self.folder / "slurm.conf").write_text(text)
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call("scancel", "--user=root", check=False)
+        try:
+            wait("an empty queue", lambda: not self.call("squeue", "--noheader", check=False), 30.0)
+        finally:
+            self._stop()
+
+    def call(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
+        """What a command prints."""
+        done = subprocess.run(command, env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
+        assert not check or done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout.strip()
+
+    def submit(self, *words: str, cwd: Path) -> str:
+        """Give a script to sbatch; the job's number."""
+        return self.call("sbatch", "--parsable", *words, cwd=cwd)
+
+    def job(self, job: str) -> dict[str, str]:
+        """What SLURM knows of a job, or of one task of an array (`7_2`)."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", "--oneliner", job)))
+
+    def wait_for(self, job: str, state: str) -> None:
+        """Wait until a job is in a state, such as COMPLETED; one that comes back into the queue need not wait there."""
+
+        def reached() -> bool:
+            found = self.job(job)
+            if found["JobState"] == "PENDING" and found["Restarts"] != "0":
+                self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
+            assert found["JobState"] not in over, f"job {job} is {found['JobState']}, not {state}\n{self.log(job)}"
+            return found["JobState"] == state
+
+        wait(f"job {job} being {state}", reached)
+
+    def log(self, job: str) -> str:
+        """What a job has printed so far."""
+        path = Path(self.job(job)["StdOut"])
+        return path.read_text() if path.exists() else ""
+
+    def controller_log(self) -> str:
+        """What the controller has done."""
+        return (self.folder / "slurmctld.log").read_text()
+
+    def _start(self) -> None:
+        munge = self.folder / "munge"
+        names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        self._spawn("munged", "--foreground", "--force", *(f"--{name}={munge / file}" for name, file in names.items()))
+        wait("munged's socket", (munge / "socket").exists)
+        self._spawn("slurmctld", "-D")
+        self._spawn("slurmd", "-D")
+        wait("an idle node", lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T", check=False))
+
+    def _spawn(self, name: str, *options: str) -> None:
+        program = shutil.which(name, path=ADMINISTRATION)
+        assert program
+        with (self.folder / f"{name}.out").open("w") as output:
+            command = [program, *options]
+            self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=output, stderr=output))
+
+    def _stop(self) -> None:
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nothing listens on."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
