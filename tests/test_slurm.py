@@ -89,7 +89,7 @@ def test_a_layout_that_does_not_fit_is_explained_by_the_first_rank(within, devic
 def test_lightnings_own_requeueing_is_off(within):
     within()
     precision = Precision()
-    first, environment = with_environment(precision)
+    first, environment = with_environment([precision])
     assert first is precision
     assert isinstance(environment, SLURMEnvironment)
     assert not environment.auto_requeue
@@ -101,9 +101,9 @@ def test_other_environments_stay(within):
     mine = LightningEnvironment()
     assert with_environment([mine]) == [mine]
     within(SLURM_JOB_NAME="interactive")
-    assert with_environment(None) == []
+    assert with_environment([]) == []
     within(**dict.fromkeys(STEP))
-    assert with_environment(None) == []
+    assert with_environment([]) == []
 
 
 def test_a_task_of_an_array_is_named_by_both_numbers(within):

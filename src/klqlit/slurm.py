@@ -23,16 +23,15 @@ WRONG_LAYOUT = (
 )
 
 
-def with_environment(plugins: list[Any] | Any | None) -> list[Any]:
+def with_environment(plugins: list[Any]) -> list[Any]:
     """The trainer's plugins and, where this process is a rank of a job, Lightning's view of the job.
 
     Lightning's own requeueing is off: it saves within the signal's handler, where ranks may wait for each other for
     ever.
     """
-    given = plugins if isinstance(plugins, list) else [] if plugins is None else [plugins]
-    if any(isinstance(plugin, ClusterEnvironment) for plugin in given) or TorchElasticEnvironment.detect():
-        return given
-    return [*given, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else given
+    if any(isinstance(plugin, ClusterEnvironment) for plugin in plugins) or TorchElasticEnvironment.detect():
+        return plugins
+    return [*plugins, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else plugins
 
 
 def check_layout(devices: int | str | list[int], num_nodes: int) -> None:
