@@ -33,13 +33,14 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
 SwitchType=switch/none
 MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=16 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -123,7 +124,7 @@ class Cluster:
 
         def reached() -> bool:
             found = self.job(job)
-            if found["JobState"] == "PENDING" and found["Restarts"] != "0":
+            if found["Reason"] == "BeginTime":
                 self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
             over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
             assert found["JobState"] not in over, f"job {job} is {found['JobState']}, not {state}\n{self.log(job)}"

@@ -48,7 +48,7 @@ import os, time
 from pathlib import Path
 
 calls = 0
-name = os.environ.get("SLURM_ARRAY_TASK_ID", "job")
+name = os.environ["SLURM_JOB_NAME"] + os.environ.get("SLURM_ARRAY_TASK_ID", "")
 
 def reward(prompts, completions, **_):
     "Vowels; the third phase waits while there is a file that says so."
@@ -69,9 +69,9 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """What a job needs: model, prompts, reward, configuration."""
-    folder = tmp_path_factory.mktemp("files")
+def workplace(tmp_path_factory):
+    """A folder to submit from, like the repository's root, with all that a job needs."""
+    folder = tmp_path_factory.mktemp("work")
     tokenizer = tiny_tokenizer()
     save(folder / "policy", quitter(tokenizer), tokenizer)
     (folder / "prompts.json").write_text(json.dumps([f"What is the sum of {i} and two?" for i in range(40)]))
@@ -82,19 +82,26 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def workplace(tmp_path, files, cluster, monkeypatch):
-    """A folder to submit from, like the repository's root."""
-    for path in files.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    monkeypatch.setitem(cluster.environment, "PYTHONPATH", f"{ROOT / 'src'}:{tmp_path}")
-    return tmp_path
+@pytest.fixture(scope="module", autouse=True)
+def jobs(cluster, workplace):
+    """Numbers of all jobs, submitted together since most of their time is spent waiting."""
+    cluster.environment["PYTHONPATH"] = f"{ROOT / 'src'}:{workplace}"
+    hold(workplace, "cut", "seeds1", "seeds2")
+    limit = ["--time=60", "--signal=USR1@90"]
+    seeds = "--run_dir=runs/seed-${seed_everything}"
 
+    def submit(name, *options, arguments):
+        """The shipped script, on a node without GPUs."""
+        here = ["--gpus-per-node=0", "--cpus-per-task=1", f"--job-name={name}", *options, "scripts/klqlit.sbatch"]
+        return cluster.submit(*here, "--config=tiny.yaml", *arguments, cwd=workplace)
 
-def submit(cluster, workplace, *options, arguments=()):
-    """The shipped script, on a node without GPUs."""
-    here = ["--gpus-per-node=0", "--cpus-per-task=1", *options, "scripts/klqlit.sbatch"]
-    return cluster.submit(*here, "--config=tiny.yaml", *arguments, cwd=workplace)
+    return {
+        "cut": submit("cut", "--ntasks-per-node=2", *limit, arguments=["--run_dir=cut"]),
+        "seeds": submit("seeds", "--array=1-2", arguments=[seeds]),
+        "whole": submit("whole", "--ntasks-per-node=2", *limit, arguments=["--run_dir=whole"]),
+        "layout": submit("layout", "--ntasks-per-node=2", arguments=["--trainer.devices=1", "--run_dir=layout"]),
+        "folder": submit("folder", "--array=1-1", arguments=["--run_dir=folder"]),
+    }
 
 
 def hold(workplace, *names):
@@ -115,6 +122,10 @@ def rows(path):
     """Metrics without times."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
     return [{name: value for name, value in row.items() if "time/" not in name} for row in found]
+
+
+def configs(runs):
+    return [(run / "config.yaml").read_text() for run in runs]
 
 
 def record(run):
@@ -141,22 +152,18 @@ def assert_same(one, other):
         assert one == other
 
 
-def test_a_job_that_meets_its_time_limit_ends_as_if_it_had_not(cluster, workplace):
+def test_a_job_that_meets_its_time_limit_ends_as_if_it_had_not(cluster, workplace, jobs):
     """Two ranks, stopped in the middle of the run by the signal that SLURM sends before the limit."""
-    options = ["--ntasks-per-node=2", "--time=60", "--signal=USR1@30"]
-    whole = submit(cluster, workplace, *options, "--job-name=whole", arguments=["--run_dir=whole"])
-    cluster.wait_for(whole, "COMPLETED")
-
-    hold(workplace, "job")
-    cut = submit(cluster, workplace, *options, "--job-name=cut", arguments=["--run_dir=cut"])
-    wait_until_held(workplace, "job", ranks=2)
-    # A limit is a minute at least; this one is a minute from now.
-    cluster.call("scontrol", "update", f"JobId={cut}", "EndTime=now+1minute")
+    cut = jobs["cut"]
+    wait_until_held(workplace, "cut", ranks=2)
+    # The limit, at first an hour, so that a slow machine comes this far, is two minutes from now.
+    cluster.call("scontrol", "update", f"JobId={cut}", "EndTime=now+2minutes")
     wait("SLURM's signal", lambda: f"job_signal: 10 of running JobId={cut} successful" in cluster.controller_log())
-    release(workplace, "job")
-    cluster.wait_for(cut, "COMPLETED")
+    release(workplace, "cut")
+    for name in ("cut", "whole"):
+        cluster.wait_for(jobs[name], "COMPLETED")
 
-    assert cluster.job(cut)["Restarts"] == "1"
+    assert [cluster.job(jobs[name])["Restarts"] for name in ("cut", "whole")] == ["1", "0"]
     starts = record(workplace / "cut")["starts"]
     assert [start["ranks"] for start in starts] == [2, 2]
     assert starts[0]["step"] == 0
@@ -168,47 +175,43 @@ def test_a_job_that_meets_its_time_limit_ends_as_if_it_had_not(cluster, workplac
     assert rows(workplace / "cut" / "metrics.jsonl") == rows(workplace / "whole" / "metrics.jsonl")
 
 
-def test_seeds_of_an_array_have_run_folders_and_requeues_of_their_own(cluster, workplace):
-    hold(workplace, "2")
-    options = ["--array=1-2", "--ntasks-per-node=1"]
-    job = submit(cluster, workplace, *options, arguments=["--run_dir=runs/seed-${seed_everything}"])
-    wait_until_held(workplace, "2", ranks=1)
-    cluster.call("scancel", "--signal=USR1", f"{job}_2")
-    release(workplace, "2")
-    for task, restarts in (("1", "0"), ("2", "1")):
-        cluster.wait_for(f"{job}_{task}", "COMPLETED")
-        assert cluster.job(f"{job}_{task}")["Restarts"] == restarts
-        assert len(record(workplace / "runs" / f"seed-{task}")["starts"]) == 1 + int(restarts)
-    first, second = (final(workplace / "runs" / f"seed-{seed}")["state_dict"] for seed in (1, 2))
-    assert any(not torch.equal(first[name], second[name]) for name in first)
+def test_seeds_of_an_array_are_requeued_one_by_one_where_they_may_be(cluster, workplace, jobs):
+    first, second = (f"{jobs['seeds']}_{seed}" for seed in (1, 2))
+    for seed in (1, 2):
+        wait_until_held(workplace, f"seeds{seed}", ranks=1)
+    # As if submitted with --no-requeue.
+    cluster.call("scontrol", "update", f"JobId={first}", "Requeue=0")
+    for seed, job in ((1, first), (2, second)):
+        cluster.call("scancel", "--signal=USR1", job)
+        release(workplace, f"seeds{seed}")
+    cluster.wait_for(first, "FAILED")
+    cluster.wait_for(second, "COMPLETED")
+
+    assert [cluster.job(job)["Restarts"] for job in (first, second)] == ["0", "1"]
+    assert f"SLURM job {first} is not queued again" in cluster.log(first)
+    assert f"SLURM job {second} is queued again" in cluster.log(second)
+    folders = [workplace / "runs" / f"seed-{seed}" for seed in (1, 2)]
+    assert [len(record(folder)["starts"]) for folder in folders] == [1, 2]
+    assert [record(folder)["state"] for folder in folders] == ["stopped", "finished"]
+    assert list((folders[0] / "checkpoints").glob("step-*.ckpt"))
+    assert ["seed_everything: 1" in config.splitlines() for config in configs(folders)] == [True, False]
+    assert ["seed_everything: 2" in config.splitlines() for config in configs(folders)] == [False, True]
+    one, other = (rows(folder / "metrics.jsonl")[0] for folder in folders)
+    assert one != other
 
 
-def test_a_job_that_may_not_be_requeued_is_saved_and_says_so(cluster, workplace):
-    hold(workplace, "job")
-    job = submit(cluster, workplace, "--no-requeue")
-    wait_until_held(workplace, "job", ranks=1)
-    cluster.call("scancel", "--signal=USR1", job)
-    release(workplace, "job")
-    cluster.wait_for(job, "FAILED")
-    assert cluster.job(job)["Restarts"] == "0"
-    assert cluster.job(job)["ExitCode"] == "138:0"
-    assert f"SLURM job {job} is not queued again" in cluster.log(job)
-    assert list((workplace / "run" / "checkpoints").glob("step-*.ckpt"))
-
-
-def test_a_layout_that_does_not_fit_is_one_clear_error(cluster, workplace):
-    job = submit(cluster, workplace, "--ntasks-per-node=2", arguments=["--trainer.devices=1"])
-    cluster.wait_for(job, "FAILED")
-    errors = [line for line in cluster.log(job).splitlines() if line.startswith("klqlit: error:")]
+def test_a_layout_that_does_not_fit_is_one_clear_error(cluster, workplace, jobs):
+    cluster.wait_for(jobs["layout"], "FAILED")
+    errors = [line for line in cluster.log(jobs["layout"]).splitlines() if line.startswith("klqlit: error:")]
     assert errors == [
         "klqlit: error: trainer.devices=1 on trainer.num_nodes=1 does not fit the SLURM job, which has 2 tasks on 1 "
         "nodes: add --config configs/slurm.yaml, which takes both from the job, or make devices the tasks of a node"
     ]
-    assert cluster.job(job)["ExitCode"] == "2:0"
-    assert not (workplace / "run").exists()
+    assert not (workplace / "layout").exists()
 
 
-def test_an_array_in_one_run_folder_is_refused(cluster, workplace):
-    job = submit(cluster, workplace, "--array=1-1")
-    cluster.wait_for(f"{job}_1", "FAILED")
-    assert "the seeds of an array need a run folder each: add --run_dir 'runs/NAME/seed-${" in cluster.log(f"{job}_1")
+def test_an_array_in_one_run_folder_is_refused(cluster, workplace, jobs):
+    cluster.wait_for(f"{jobs['folder']}_1", "FAILED")
+    advice = "the seeds of an array need a run folder each: add --run_dir 'runs/NAME/seed-${seed_everything}'"
+    assert advice in cluster.log(f"{jobs['folder']}_1")
+    assert not (workplace / "folder").exists()
