@@ -24,6 +24,7 @@ LAYERS = [
     {"loggers"},
     {"callbacks"},
     {"reports"},
+    {"resuming"},
     {"option_errors"},
     {"command_line"},
     {"commands"},

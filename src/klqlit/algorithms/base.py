@@ -25,6 +25,7 @@ from klqlit.metrics.stopwatch import Stopwatch
 from klqlit.models.critic import CriticFactory, SeparateCritic
 from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
+from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
 from klqlit.rollout.gathering import gather
@@ -215,6 +216,9 @@ class RLHFModule(L.LightningModule, ABC):
         self.sampler.refuse_truncation()
         check_precision(str(self.trainer.precision))
 
+    def on_train_start(self) -> None:
+        self.optimization.use_present(self.trainer)
+
     def configure_optimizers(self) -> Any:
         total = self._total_steps() if self.optimization.needs_total_steps else None
         # Lightning clips no gradients of a fused optimizer under mixed precision.
@@ -324,12 +328,14 @@ class RLHFModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in [name for name in checkpoint["state_dict"] if name.startswith(FROZEN)]:
             del checkpoint["state_dict"][name]
+        checkpoint["vocabulary"] = vocabulary(self.tokenizer)
         checkpoint["phase"] = {"metrics": self.phase_metrics, "training": self.training_metrics.sums()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= frozen
-        self.optimization.restore_rates(checkpoint)
+        check_fits(checkpoint["state_dict"], self.state_dict())
+        check_vocabulary(checkpoint, self.tokenizer)
         self.phase_metrics = checkpoint["phase"]["metrics"]
         self.training_metrics.restore(checkpoint["phase"]["training"])
 
