@@ -16,6 +16,7 @@ LAYERS = [
     {"types"},
     {"data", "metrics"},
     {"models"},
+    {"strategies"},
     {"rewards"},
     {"rollout"},
     {"algorithms"},

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import lightning as L
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
 from klqlit.models.loading import export, max_positions
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
+from klqlit.strategies.fully_sharded import shard_models
 from klqlit.version import __version__
 
 
@@ -60,6 +61,14 @@ class Finetuning(L.LightningModule, ABC):
     @abstractmethod
     def kind(self) -> str:
         """What comes out, for the title of the model card."""
+
+    @property
+    @abstractmethod
+    def called(self) -> list[nn.Module]:
+        """The modules that training calls: they hold all parameters, and a strategy that shards splits each of them."""
+
+    def configure_model(self) -> None:
+        shard_models(self, self.called)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
