@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn, final
 
 import lightning as L
@@ -21,12 +20,14 @@ from klqlit.callbacks.checkpoints import CheckpointNotWritten, Checkpoints, Stre
 from klqlit.callbacks.completions import CompletionWriter
 from klqlit.callbacks.critic_record import CriticRecord
 from klqlit.callbacks.export import Export
+from klqlit.callbacks.options_record import OptionsRecord
 from klqlit.callbacks.progress import Progress
 from klqlit.callbacks.run_record import RunRecord
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
 from klqlit.loggers import JSONLinesLogger
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
+from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
 from klqlit.slurm import check_layout, requeue, with_environment
 
@@ -91,6 +92,13 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to use instead of the run folder's newest"
         )
+        if self.command == "fit":
+            parser.add_argument(
+                "--resume",
+                type=Resume,
+                default="auto",
+                help="auto: go on from the newest checkpoint in run_dir, if any; never: refuse to, if there is one",
+            )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments(
             "run_dir", "checkpoint.directory", compute_fn=lambda run_dir: str(checkpoint_folder(run_dir))
@@ -100,20 +108,28 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self.config["trainer"]
         check_layout(trainer["devices"], trainer["num_nodes"])
+        run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
+        if self.command == "fit":
+            self.options = flat(self.config.as_dict())
+            self.start = begin(self.options, run_dir=run_dir, ckpt_path=ckpt_path, resume=self.config["resume"])
+        else:
+            self.start = Start(checkpoint=existing(ckpt_path) if ckpt_path else newest_checkpoint(run_dir), step=0)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         run_dir = self.config["run_dir"]
         extra: list[L.Callback] = [Progress()]
         if self.command == "fit":
             # The run's record comes last: a run is finished when its model is exported.
-            extra += [StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue]), Export(), RunRecord()]
+            extra += [OptionsRecord(self.options), StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue])]
+            extra += [Export(), RunRecord()]
         if self.command == "fit" and isinstance(self.model, RLHFModule):
             extra.append(CriticRecord())
         if self.command == "predict":
             extra.append(CompletionWriter(f"{run_dir}/completions.jsonl"))
         configured = self._get(self.config_init, "trainer")
         loggers = [
-            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+            # What an earlier start logged of the steps that are taken again is not shown twice.
+            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=self.start.step),
             JSONLinesLogger(f"{run_dir}/metrics.jsonl"),
         ]
         return super().instantiate_trainer(
@@ -138,9 +154,12 @@ def run(command: str, options: list[str]) -> int:
     set_parsing_settings(subclasses_enabled=[LanguageModel])
     try:
         cli = CommandLine(command, options)
+    except AlreadyFinished as finished:
+        rank_zero_info(str(finished))
+        return 0
     except ValueError as error:
         raise ValueError(explain(str(error))) from error
-    checkpoint = chosen_checkpoint(cli.config["ckpt_path"], cli.config["run_dir"])
+    checkpoint = cli.start.checkpoint
     if command == "predict" and not isinstance(cli.model, RLHFModule):
         raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:
@@ -185,16 +204,3 @@ def with_streamed_checkpoints(configured: Any) -> list[Any]:
     """The trainer's plugins, with one of ours where none of them writes checkpoints."""
     plugins = configured if isinstance(configured, list) else [] if configured is None else [configured]
     return plugins if any(isinstance(p, CheckpointIO) for p in plugins) else [*plugins, StreamedCheckpointIO()]
-
-
-def chosen_checkpoint(ckpt_path: str | None, run_dir: str) -> str | None:
-    """The checkpoint the user names, else the run folder's newest, if there is any.
-
-    Raises:
-        ValueError: there is no file at `ckpt_path`.
-    """
-    if ckpt_path is None:
-        return newest_checkpoint(run_dir)
-    if not Path(ckpt_path).exists():
-        raise ValueError(f"there is no checkpoint at ckpt_path={ckpt_path!r}; leave it out for the run folder's newest")
-    return ckpt_path

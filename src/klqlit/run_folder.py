@@ -108,7 +108,7 @@ def remove(path: Path) -> None:
 
 def remove_pending(folder: Path) -> None:
     """Delete what a run that was killed left unfinished."""
-    for path in folder.glob(".step-*.ckpt.*"):
+    for path in folder.glob(".*step-*.ckpt*"):
         remove(path)
 
 

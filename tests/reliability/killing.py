@@ -58,7 +58,7 @@ class KillAt(L.Callback):
         if self.done or not arguments or not isinstance(arguments[0], str | Path):
             return
         name = Path(arguments[0]).name
-        if event == "open" and name.endswith(".pending") and "w" in str(arguments[1]):
+        if event == "open" and ".pending" in str(arguments[0]) and "w" in str(arguments[1]):
             self._at("writing", delay=0.001)
         elif event == "os.rename" and name.endswith(".pending"):
             self._at("renaming")

@@ -13,6 +13,7 @@ import torch
 
 from builders import save, tiny_reward_model, tiny_tokenizer
 from klqlit import cli
+from klqlit.strategies.checkpoints import consolidate
 from runs import quitter
 
 CONFIG = """
@@ -140,6 +141,9 @@ class Program:
     def final(self) -> dict[str, Any]:
         """The last checkpoint's weights, optimizer, schedules, data module and phase."""
         path = max((self.run_dir / "checkpoints").glob("step-*.ckpt"), key=lambda path: int(path.stem[5:]))
+        if path.is_dir():
+            consolidate(str(path), str(whole := self.run_dir / "whole.ckpt"))
+            path = whole
         saved = torch.load(path, weights_only=True)
         return {name: saved[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "loops")}
 
