@@ -1,4 +1,4 @@
-"""SLURM on this machine: one node, its three daemons on loopback, started and ended with the test."""
+"""SLURM on this machine: two nodes, all daemons on loopback, started and ended with the test."""
 
 import os
 import re
@@ -15,18 +15,17 @@ from typing import final
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+SlurmctldPort={ports[0]}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthInfo=socket={folder}/munge/socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldDebug=verbose
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -40,12 +39,16 @@ MailProg=/bin/true
 ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=16 State=UNKNOWN
+NodeName=second NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=8 State=UNKNOWN
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=8 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODES = ("localhost", "second")
+"""In their order within a job: its ranks meet at the first, whose name must lead somewhere."""
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 ADMINISTRATION = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-PATIENCE = 120.0
+PATIENCE = 180.0
 """Seconds to wait for what takes one on an idle machine."""
 
 
@@ -81,15 +84,13 @@ class Cluster:
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def __enter__(self) -> "Cluster":
-        for name in ("munge", "state", "spool"):
+        for name in ("munge", "state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         key = self.folder / "munge" / "key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
-        ports = free_ports(2)
-        text = CONFIGURATION.format(
-            host=socket.gethostname().split(".")[0], folder=self.folder, controller_port=ports[0], node_port=ports[1]
-        )
+        host = socket.gethostname().split(".")[0]
+        text = CONFIGURATION.format(host=host, folder=self.folder, ports=free_ports(3))
         (self.folder / "slurm.conf").write_text(text)
         try:
             self._start()
@@ -147,13 +148,18 @@ class Cluster:
         self._spawn("munged", "--foreground", "--force", *(f"--{name}={munge / file}" for name, file in names.items()))
         wait("munged's socket", (munge / "socket").exists)
         self._spawn("slurmctld", "-D")
-        self._spawn("slurmd", "-D")
-        wait("an idle node", lambda: "idle" in self.call("sinfo", "--noheader", "--format=%T", check=False))
+        for node in NODES:
+            self._spawn("slurmd", "-D", "-N", node)
+        wait("idle nodes", self._is_idle)
+
+    def _is_idle(self) -> bool:
+        assert all(daemon.poll() is None for daemon in self.daemons), f"a daemon ended: see {self.folder}/*.out"
+        return self.call("sinfo", "--noheader", "--Node", "--format=%T", check=False).split() == ["idle"] * len(NODES)
 
     def _spawn(self, name: str, *options: str) -> None:
         program = shutil.which(name, path=ADMINISTRATION)
         assert program
-        with (self.folder / f"{name}.out").open("w") as output:
+        with (self.folder / f"{name}.out").open("a") as output:
             command = [program, *options]
             self.daemons.append(subprocess.Popen(command, env=self.environment, stdout=output, stderr=output))
 

@@ -1,4 +1,4 @@
-"""Jobs on a real SLURM cluster of one node: ranks, the time limit, requeueing, arrays, wrong layouts."""
+"""Jobs on a real SLURM cluster of two nodes on this machine: the time limit, requeueing, arrays, wrong layouts."""
 
 import json
 from pathlib import Path
@@ -85,7 +85,7 @@ def workplace(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def jobs(cluster, workplace):
     """Numbers of all jobs, submitted together since most of their time is spent waiting."""
-    cluster.environment["PYTHONPATH"] = f"{ROOT / 'src'}:{workplace}"
+    cluster.environment |= {"PYTHONPATH": f"{ROOT / 'src'}:{workplace}", "GLOO_SOCKET_IFNAME": "lo"}
     hold(workplace, "cut", "seeds1", "seeds2")
     limit = ["--time=60", "--signal=USR1@90"]
     seeds = "--run_dir=runs/seed-${seed_everything}"
@@ -95,13 +95,27 @@ def jobs(cluster, workplace):
         here = ["--gpus-per-node=0", "--cpus-per-task=1", f"--job-name={name}", *options, "scripts/klqlit.sbatch"]
         return cluster.submit(*here, "--config=tiny.yaml", *arguments, cwd=workplace)
 
-    return {
-        "cut": submit("cut", "--ntasks-per-node=2", *limit, arguments=["--run_dir=cut"]),
+    numbers = {
+        "cut": submit("cut", "--nodes=2", "--ntasks-per-node=1", *limit, arguments=["--run_dir=cut"]),
         "seeds": submit("seeds", "--array=1-2", arguments=[seeds]),
         "whole": submit("whole", "--ntasks-per-node=2", *limit, arguments=["--run_dir=whole"]),
         "layout": submit("layout", "--ntasks-per-node=2", arguments=["--trainer.devices=1", "--run_dir=layout"]),
         "folder": submit("folder", "--array=1-1", arguments=["--run_dir=folder"]),
     }
+    # Told now, so that they come back while the first test waits.
+    tell_seeds(cluster, workplace, numbers["seeds"])
+    return numbers
+
+
+def tell_seeds(cluster, workplace, job):
+    """Both tasks of the array get the time limit's signal; only the second may be queued again."""
+    for seed in (1, 2):
+        wait_until_held(workplace, f"seeds{seed}", ranks=1)
+    # As if submitted with --no-requeue.
+    cluster.call("scontrol", "update", f"JobId={job}_1", "Requeue=0")
+    for seed in (1, 2):
+        cluster.call("scancel", "--signal=USR1", f"{job}_{seed}")
+        release(workplace, f"seeds{seed}")
 
 
 def hold(workplace, *names):
@@ -153,7 +167,7 @@ def assert_same(one, other):
 
 
 def test_a_job_that_meets_its_time_limit_ends_as_if_it_had_not(cluster, workplace, jobs):
-    """Two ranks, stopped in the middle of the run by the signal that SLURM sends before the limit."""
+    """Two ranks on two nodes, stopped in the middle by the signal that SLURM sends before the limit; and two on one."""
     cut = jobs["cut"]
     wait_until_held(workplace, "cut", ranks=2)
     # The limit, at first an hour, so that a slow machine comes this far, is two minutes from now.
@@ -177,13 +191,6 @@ def test_a_job_that_meets_its_time_limit_ends_as_if_it_had_not(cluster, workplac
 
 def test_seeds_of_an_array_are_requeued_one_by_one_where_they_may_be(cluster, workplace, jobs):
     first, second = (f"{jobs['seeds']}_{seed}" for seed in (1, 2))
-    for seed in (1, 2):
-        wait_until_held(workplace, f"seeds{seed}", ranks=1)
-    # As if submitted with --no-requeue.
-    cluster.call("scontrol", "update", f"JobId={first}", "Requeue=0")
-    for seed, job in ((1, first), (2, second)):
-        cluster.call("scancel", "--signal=USR1", job)
-        release(workplace, f"seeds{seed}")
     cluster.wait_for(first, "FAILED")
     cluster.wait_for(second, "COMPLETED")
 
