@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.plugins.precision import Precision
 
-from klqlit.slurm import check_layout, job_id, layout_problem, requeue, with_environment
+from klqlit.slurm import OneNodeJob, check_layout, job_id, layout_problem, requeue, with_environment
 from runs import make_trainer
 
 # What srun gives the first of 2 x 4 tasks of a batch job.
@@ -94,6 +94,18 @@ def test_lightnings_own_requeueing_is_off(within):
     assert isinstance(environment, SLURMEnvironment)
     assert not environment.auto_requeue
     assert environment.world_size() == 8
+
+
+def test_ranks_of_one_node_meet_on_loopback_unless_told_otherwise(within, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    within(SLURM_NNODES="1", SLURM_NTASKS="4")
+    assert isinstance(with_environment([])[0], OneNodeJob)
+    within()
+    assert not isinstance(with_environment([])[0], OneNodeJob)
+    within(SLURM_NNODES="1", SLURM_NTASKS="4")
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    (environment,) = with_environment([])
+    assert environment.main_address == "node7"
 
 
 def test_other_environments_stay(within):

@@ -3,13 +3,17 @@
 import os
 import re
 import signal
+import socket
 import subprocess
-from typing import Any
+from typing import Any, final
 
 import lightning as L
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities import rank_zero_info
+from torch.distributed import TCPStore
+
+LOOPBACK = "127.0.0.1"
 
 NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
 UNNAMED = (
@@ -23,15 +27,48 @@ WRONG_LAYOUT = (
 )
 
 
+@final
+class OneNodeJob(SLURMEnvironment):
+    """Lightning's view of a job of one node, whose ranks meet on the loopback interface.
+
+    Left alone, torch's store, through which ranks find each other, listens on every interface. Here the first rank
+    makes it, and all of them, itself too, are told to use it as torchrun tells its workers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(auto_requeue=False)
+        self._store: TCPStore | None = None
+
+    @property
+    def main_address(self) -> str:
+        return LOOPBACK
+
+    @property
+    def main_port(self) -> int:
+        port = super().main_port
+        if self._store is None and self.global_rank() == 0:
+            # The store takes the socket over.
+            socket_number = socket.create_server((LOOPBACK, port)).detach()
+            self._store = TCPStore(
+                LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=socket_number
+            )
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        return port
+
+
 def with_environment(plugins: list[Any]) -> list[Any]:
     """The trainer's plugins and, where this process is a rank of a job, Lightning's view of the job.
 
     Lightning's own requeueing is off: it saves within the signal's handler, where ranks may wait for each other for
-    ever.
+    ever. Ranks of several nodes, and where `MASTER_ADDR` is set, meet at the address that Lightning finds.
     """
-    if any(isinstance(plugin, ClusterEnvironment) for plugin in plugins) or TorchElasticEnvironment.detect():
+    given = any(isinstance(plugin, ClusterEnvironment) for plugin in plugins)
+    if given or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return plugins
-    return [*plugins, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else plugins
+    alone = os.environ.get("SLURM_NNODES", "1") == "1" and "MASTER_ADDR" not in os.environ
+    return [*plugins, OneNodeJob() if alone else SLURMEnvironment(auto_requeue=False)]
 
 
 def check_layout(devices: int | str | list[int], num_nodes: int) -> None:

@@ -46,6 +46,9 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 NODES = ("localhost", "second")
 """In their order within a job: its ranks meet at the first, whose name must lead somewhere."""
 
+LOOPBACK = "0100007F"
+"""127.0.0.1 as the kernel writes it."""
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 ADMINISTRATION = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 PATIENCE = 180.0
@@ -78,6 +81,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.ports = free_ports(1 + len(NODES))
         self.daemons: list[subprocess.Popen] = []
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         # As in an activated virtual environment.
@@ -90,7 +94,7 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         host = socket.gethostname().split(".")[0]
-        text = CONFIGURATION.format(host=host, folder=self.folder, ports=free_ports(3))
+        text = CONFIGURATION.format(host=host, folder=self.folder, ports=self.ports)
         (self.folder / "slurm.conf").write_text(text)
         try:
             self._start()
@@ -171,6 +175,14 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+
+
+def listening(ports: list[int]) -> list[tuple[int, str]]:
+    """Which of these ports something listens on, and the address, as the kernel writes it."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    sockets = [line.split() for table in tables for line in table]
+    addresses = [fields[1].split(":") for fields in sockets if fields[3] == "0A"]
+    return sorted((int(port, 16), address) for address, port in addresses if int(port, 16) in ports)
 
 
 def free_ports(count: int) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 
 from builders import save, tiny_tokenizer
 from reliability import slurm_cluster
-from reliability.slurm_cluster import Cluster, wait
+from reliability.slurm_cluster import LOOPBACK, Cluster, listening, wait
 from runs import quitter
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def workplace(tmp_path_factory):
 def jobs(cluster, workplace):
     """Numbers of all jobs, submitted together since most of their time is spent waiting."""
     cluster.environment |= {"PYTHONPATH": f"{ROOT / 'src'}:{workplace}", "GLOO_SOCKET_IFNAME": "lo"}
-    hold(workplace, "cut", "seeds1", "seeds2")
+    hold(workplace, "cut", "whole", "seeds1", "seeds2")
     limit = ["--time=60", "--signal=USR1@90"]
     seeds = "--run_dir=runs/seed-${seed_everything}"
 
@@ -164,6 +164,13 @@ def assert_same(one, other):
             assert_same(mine, theirs)
     else:
         assert one == other
+
+
+def test_a_job_of_one_node_meets_on_loopback_and_so_do_the_daemons(cluster, workplace, jobs):
+    wait_until_held(workplace, "whole", ranks=2)
+    ports = [*cluster.ports, 15000 + int(jobs["whole"])]
+    assert listening(ports) == [(port, LOOPBACK) for port in sorted(ports)]
+    release(workplace, "whole")
 
 
 def test_a_job_that_meets_its_time_limit_ends_as_if_it_had_not(cluster, workplace, jobs):
