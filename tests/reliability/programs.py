@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -122,8 +123,8 @@ class Program:
 
     def run(self, kill_at: str = NEVER, **environment: str) -> tuple[list[int], str]:
         """Exit status of each rank, negative where a signal ended it, and what all of them printed."""
-        output = self.run_dir.with_suffix(".output")
-        output.parent.mkdir(parents=True, exist_ok=True)
+        # Not in the run's folder, whose disk may be full.
+        output = self.config.with_name(f"{uuid4()}.output")
         output.write_text("")
         shared = environment | {"KILL_AT": kill_at}
         if self.ranks > 1:

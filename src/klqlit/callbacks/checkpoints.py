@@ -135,9 +135,10 @@ class Checkpoints(Checkpoint):
         pending = pending_path(path)
         cause = self._write(trainer, pending)
         if trainer.strategy.reduce_boolean_decision(cause is not None, all=False):
+            advice = self._advice(path, cause)
             if trainer.is_global_zero:
-                remove(pending)
-            raise CheckpointNotWritten(self._advice(path, cause)) from cause
+                remove_pending(self.directory)
+            raise CheckpointNotWritten(advice) from cause
         self._saved, self._is_pending, self._time = path, True, time.monotonic()
 
     def complete(self, trainer: L.Trainer) -> None:
