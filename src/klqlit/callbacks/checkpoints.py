@@ -157,6 +157,8 @@ class Checkpoints(Checkpoint):
         try:
             trainer.save_checkpoint(path, weights_only=False)
         except (OSError, RuntimeError, CheckpointException) as error:
+            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+                raise  # no fault of writing, for which torch has no class of its own
             # The other ranks wait at the end of `save_checkpoint`.
             trainer.strategy.barrier("Trainer.save_checkpoint")
             return error
