@@ -119,9 +119,9 @@ class CommandLine(LightningCLI):
         run_dir = self.config["run_dir"]
         extra: list[L.Callback] = [Progress()]
         if self.command == "fit":
-            # The run's record comes last: a run is finished when its model is exported.
-            extra += [OptionsRecord(self.options), StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue])]
-            extra += [Export(), RunRecord()]
+            # A run is finished, in its record, when its model is exported.
+            extra += [OptionsRecord(self.options), Export(), RunRecord()]
+            extra.append(StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue]))
         if self.command == "fit" and isinstance(self.model, RLHFModule):
             extra.append(CriticRecord())
         if self.command == "predict":
