@@ -1,5 +1,6 @@
 """Layouts that SLURM may give a process; `tests/reliability/test_slurm.py` runs real jobs."""
 
+import json
 import os
 import re
 import signal
@@ -150,6 +151,14 @@ def test_only_the_time_limits_signal_requeues_and_only_within_slurm(within, aske
     within()
     requeue(trainer, signal.SIGUSR1)
     assert asked() == "requeue 7\n"
+
+
+def test_a_job_that_came_to_no_step_is_not_queued_for_ever(within, asked, trainer, tmp_path, caplog):
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [{"step": 0}]}))
+    within()
+    requeue(trainer, signal.SIGUSR1)
+    assert asked() == ""
+    assert "SLURM job 7 is not queued again (it came to no step; raise --time" in caplog.text
 
 
 def test_without_scontrol_the_log_says_how_to_go_on(within, monkeypatch, caplog, trainer):

@@ -13,6 +13,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import TCPStore
 
+from klqlit.callbacks.run_record import read
+
 LOOPBACK = "127.0.0.1"
 
 NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
@@ -21,6 +23,7 @@ UNNAMED = (
     "of its own: add --job-name=klqlit to srun"
 )
 NOT_PER_NODE = "the SLURM job has {tasks} tasks, but not how many a node: give --ntasks-per-node instead of --ntasks"
+NO_STEP = "it came to no step; raise --time, or lower the seconds of --signal"
 WRONG_LAYOUT = (
     "trainer.devices={devices} on trainer.num_nodes={num_nodes} does not fit the SLURM job, which has {tasks} tasks on "
     "{nodes} nodes: add --config configs/slurm.yaml, which takes both from the job, or make devices the tasks of a node"
@@ -120,7 +123,8 @@ def requeue(trainer: L.Trainer, received: signal.Signals) -> None:
     """Queue the job again after SIGUSR1, the signal for "time is nearly up" (`#SBATCH --signal=USR1@300`).
 
     Nothing happens outside SLURM and after other signals: `scancel` means that the job is to end. A job that was
-    submitted with `--no-requeue`, and one without a batch script, stays out of the queue, and the log says so.
+    submitted with `--no-requeue`, one without a batch script, and one that has not taken a step stays out of the queue,
+    and the log says so.
 
     Args:
         trainer: of the run, which has saved a checkpoint.
@@ -128,15 +132,24 @@ def requeue(trainer: L.Trainer, received: signal.Signals) -> None:
     """
     if received != signal.SIGUSR1 or "SLURM_JOB_ID" not in os.environ:
         return
-    try:
-        done = subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, text=True, timeout=120)
-        fault = done.stderr.strip() if done.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        fault = str(error)
+    starts = read(trainer).get("starts", [])
+    if starts and starts[-1]["step"] == trainer.global_step:
+        fault: str | None = NO_STEP
+    else:
+        fault = _ask_scontrol()
     if fault is None:
         rank_zero_info(f"SLURM job {job_id()} is queued again")
     else:
         rank_zero_info(f"SLURM job {job_id()} is not queued again ({fault}): submit it once more to go on")
+
+
+def _ask_scontrol() -> str | None:
+    """Queue the job again; what went wrong, if it did."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return done.stderr.strip() if done.returncode else None
 
 
 def job_id() -> str:
