@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.plugins.precision import Precision
 
-from klqlit.slurm import OneNodeJob, check_layout, job_id, layout_problem, requeue, with_environment
+from klqlit.slurm import OneNodeJob, devices_in_job, job_id, requeue, with_environment
 from runs import make_trainer
 
 # What srun gives the first of 2 x 4 tasks of a batch job.
@@ -44,7 +44,7 @@ def within(monkeypatch):
         (4, 2, {}),
         ("4", 2, {}),
         ([0, 1, 2, 3], 2, {}),
-        ("auto", 2, {}),  # Lightning counts
+        ("0,1,2,3", 2, {}),
         (1, 1, dict.fromkeys(STEP)),  # no SLURM
         (4, 1, dict.fromkeys(STEP)),
         (2, 1, {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "interactive"}),  # srun --pty bash
@@ -60,7 +60,19 @@ def within(monkeypatch):
 )
 def test_a_layout_that_fits(within, devices, nodes, changes):
     within(**changes)
-    assert layout_problem(devices, nodes) is None
+    assert devices_in_job(devices, nodes) == devices
+
+
+def test_auto_means_the_tasks_of_a_node(within):
+    within()
+    for devices in ("auto", "-1", -1):
+        assert devices_in_job(devices, 2) == 4
+    within(**dict.fromkeys(STEP))
+    assert devices_in_job("auto", 1) == "auto"
+    within(SLURM_JOB_NAME="interactive", SLURM_NTASKS="1")
+    assert devices_in_job("auto", 1) == "auto"
+    within(TORCHELASTIC_RUN_ID="1")
+    assert devices_in_job("auto", 2) == "auto"
 
 
 @pytest.mark.parametrize(
@@ -80,10 +92,10 @@ def test_a_layout_that_fits(within, devices, nodes, changes):
 def test_a_layout_that_does_not_fit_is_explained_by_the_first_rank(within, devices, nodes, changes, advice):
     within(**changes)
     with pytest.raises(ValueError, match=re.escape(advice)):
-        check_layout(devices, nodes)
+        devices_in_job(devices, nodes)
     within(**changes, SLURM_PROCID="5")
     with pytest.raises(SystemExit) as end:
-        check_layout(devices, nodes)
+        devices_in_job(devices, nodes)
     assert end.value.code == 0
 
 

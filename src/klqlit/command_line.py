@@ -29,7 +29,7 @@ from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
 from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
-from klqlit.slurm import check_layout, requeue, with_environment
+from klqlit.slurm import devices_in_job, requeue, with_environment
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -107,7 +107,7 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config["trainer"]
-        check_layout(trainer["devices"], trainer["num_nodes"])
+        trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command == "fit":
             self.options = flat(self.config.as_dict())

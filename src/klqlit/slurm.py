@@ -1,7 +1,6 @@
 """What a run must know of the SLURM job it is part of: the layout of its ranks, and how to be queued again."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -74,23 +73,23 @@ def with_environment(plugins: list[Any]) -> list[Any]:
     return [*plugins, OneNodeJob() if alone else SLURMEnvironment(auto_requeue=False)]
 
 
-def check_layout(devices: int | str | list[int], num_nodes: int) -> None:
-    """See before anything is loaded that the job starts as many processes as the trainer expects.
+def devices_in_job(devices: int | str | list[int], num_nodes: int) -> int | str | list[int]:
+    """The trainer's devices: as given, except that in a SLURM job "auto" and -1 are the tasks of a node.
 
-    Ranks that wait for one that never comes would hang without a word.
-
-    Args:
-        devices: the trainer's; "auto" and -1 are left to Lightning, which knows how many there are.
-        num_nodes: the trainer's.
+    That they are as many as the job has tasks is seen here, before anything is loaded. Ranks that wait for one that
+    never comes would hang without a word.
 
     Raises:
-        ValueError: it does not, on the first rank. The others exit, so that a mistake is reported once.
+        ValueError: they are not, on the first rank. The others exit, so that a mistake is reported once.
     """
+    if devices in ("auto", "-1", -1) and SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        devices = int(os.environ.get("SLURM_NTASKS_PER_NODE", os.environ["SLURM_NTASKS"]))
     problem = layout_problem(devices, num_nodes)
     if problem and os.environ.get("SLURM_PROCID", "0") != "0":
         raise SystemExit(0)  # another status would end the first rank before it has spoken
     if problem:
         raise ValueError(problem)
+    return devices
 
 
 def layout_problem(devices: int | str | list[int], num_nodes: int) -> str | None:
@@ -106,17 +105,16 @@ def layout_problem(devices: int | str | list[int], num_nodes: int) -> str | None
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         return NOT_PER_NODE.format(tasks=tasks)
     nodes = int(os.environ.get("SLURM_NNODES", "1"))
-    expected = _count(devices)
-    if expected is None or (expected * num_nodes == tasks and num_nodes == nodes):
+    if _count(devices) * num_nodes == tasks and num_nodes == nodes:
         return None
     return WRONG_LAYOUT.format(devices=devices, num_nodes=num_nodes, tasks=tasks, nodes=nodes)
 
 
-def _count(devices: int | str | list[int]) -> int | None:
-    """How many devices a node that is; None where it depends on the machine."""
-    if isinstance(devices, list):
-        return len(devices)
-    return int(devices) if re.fullmatch(r"\d+", str(devices)) else None
+def _count(devices: int | str | list[int]) -> int:
+    """How many devices that is: a number, or indices as a list or separated by commas."""
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(index) for index in devices.split(",") if index]
+    return len(devices) if isinstance(devices, list) else int(devices)
 
 
 def requeue(trainer: L.Trainer, received: signal.Signals) -> None:
