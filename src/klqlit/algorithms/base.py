@@ -121,9 +121,8 @@ class RLHFModule(L.LightningModule, ABC):
         return None if limit is None else limit - self.sampler.response_length
 
     def configure_model(self) -> None:
-        frozen = [self.reference, self.reward, *([self.gold] if self.gold else [])]
-        models = [model for part in (self.policy, *frozen) for model in transformers_in(part)]
-        shard_models(self, [*models, self.critic])
+        rewards = [model for part in (self.reward, self.gold) if part is not None for model in transformers_in(part)]
+        shard_models(self, [self.policy, self.critic, self.reference, *rewards])
 
     def setup(self, stage: str) -> None:
         # Kept within one run of the trainer, whose validation prompts do not change.
