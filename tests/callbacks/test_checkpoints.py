@@ -68,6 +68,21 @@ def test_when_a_checkpoint_is_saved(fit, options, trainer, steps):
     assert fit(trainer=trainer, **options) == steps
 
 
+@final
+class EndAfter(L.Callback):
+    """As a time limit does, in the middle of a phase."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == 5
+
+
+def test_where_something_else_ends_training_the_last_step_is_saved_as_within_its_phase(fit, tmp_path):
+    assert fit(EndAfter()) == [4, 5]
+    saved = torch.load(tmp_path / "c" / "step-5.ckpt", weights_only=True)
+    assert saved["OnlineDataModule"]["experience"] is not None
+    assert saved["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"] == 1
+
+
 @pytest.mark.parametrize("keep", [2, 3])
 def test_the_last_ones_are_kept(fit, tmp_path, keep):
     fit(every_n_train_steps=1, keep=keep)

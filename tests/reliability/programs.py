@@ -49,6 +49,22 @@ checkpoint: {{every_n_train_steps: 3, every_n_epochs: 1}}
 """
 """PPO with all that has a state; 3 phases of 4 steps, validation after each; checkpoints in and between phases."""
 
+FINETUNING = """
+seed_everything: 1
+trainer: {{max_epochs: 2, accelerator: cpu, accumulate_grad_batches: 2, callbacks: [reliability.killing.KillAt]}}
+model:
+  class_path: klqlit.SupervisedFinetuning
+  init_args: {{model: {{path: {folder}/policy}}, lr: 1.0e-3, warmup_steps: 3, decay: cosine}}
+data:
+  class_path: klqlit.CompletionDataModule
+  init_args:
+    batch_size: 2
+    seed: ${{seed_everything}}
+    source: {{class_path: klqlit.TableSource, init_args: {{path: {folder}/rows.json, validation_rows: 4}}}}
+checkpoint: {{every_n_train_steps: 2}}
+"""
+"""2 epochs of 5 steps, two micro-batches a step, the last step of an epoch with one."""
+
 NEVER = "KILL never 0 0"
 SHARDED = [f"--config={Path(__file__).parents[2] / 'configs/fsdp.yaml'}", "--trainer.devices=2"]
 
@@ -96,6 +112,9 @@ def write_config(folder: Path) -> Path:
     save(folder / "policy", quitter(tokenizer), tokenizer)
     save(folder / "reward", tiny_reward_model("gpt_neox", tokenizer), tokenizer)
     (folder / "prompts.json").write_text(json.dumps([f"{'What is ' * (i % 3)}{i}?" for i in range(60)]))
+    rows = [{"prompt": f"What is {i}?", "completion": " It is" + f" {i}" * (i % 4)} for i in range(22)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "finetuning.yaml").write_text(FINETUNING.format(folder=folder))
     config = folder / "config.yaml"
     config.write_text(CONFIG.format(folder=folder))
     return config
@@ -185,7 +204,9 @@ LOGS = ("metrics.jsonl", "samples.jsonl", "critic.jsonl", "tokens.jsonl")
 def differences(one: Program, other: Program) -> list[str]:
     """Names of all in which two ended runs differ; none where they are the same bit for bit."""
     found = [f"checkpoint {name}" for name in unequal(one.final(), other.final())]
-    return found + [name for name in LOGS if one.rows(name) != other.rows(name)]
+    logs = [name for name in LOGS if (one.run_dir / name).exists() or (other.run_dir / name).exists()]
+    assert "metrics.jsonl" in logs
+    return found + [name for name in logs if one.rows(name) != other.rows(name)]
 
 
 def unequal(one: Any, other: Any, name: str = "") -> list[str]:

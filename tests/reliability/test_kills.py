@@ -80,6 +80,18 @@ def test_a_finished_run_says_so_and_goes_on_when_it_gets_longer(config, whole, t
     ]
 
 
+def test_supervised_finetuning_logs_each_step_once(config, tmp_path):
+    """It logs a row a step, so that a checkpoint and its row are a moment apart."""
+    config = config.with_name("finetuning.yaml")
+    whole, killed = Program(config, tmp_path / "whole"), Program(config, tmp_path / "killed")
+    assert whole.run()[0] == [0]
+    for kill in ("TERM batch 1 0", "KILL renaming 3 0", "KILL deleting 4 0", "USR1 batch 5 0", "KILL validation 9 0"):
+        assert killed.run(kill)[0] != [0]
+    assert killed.run()[0] == [0]
+    assert differences(whole, killed) == []
+    assert [row["step"] for row in killed.rows("metrics.jsonl") if "train/loss" in row] == [*range(10)]
+
+
 def test_two_processes_as_a_user_starts_them(config, whole, tmp_path):
     """One command, whose process starts the other rank; the signal comes to the one the user sees."""
     stopped = Program(config, tmp_path / "run", MODES["ddp"]["options"])

@@ -174,9 +174,9 @@ class Checkpoints(Checkpoint):
         )
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        """Whether steps or time ask for a checkpoint; the same on all ranks."""
+        """Whether steps or time ask for a checkpoint, or training ends here; the same on all ranks."""
         step, every = trainer.global_step, self.every_n_train_steps
-        if step == trainer.max_steps or (every is not None and step % every == 0):
+        if step == trainer.max_steps or trainer.should_stop or (every is not None and step % every == 0):
             return True
         if self.train_time_interval is None:
             return False

@@ -30,26 +30,28 @@ def is_sharded(path: Path) -> bool:
 
 
 def save_sharded(checkpoint: State, path: Path) -> None:
-    """Write a folder, each rank its own part. It appears complete or not at all; all ranks call this."""
-    partial = path.with_name(f".{path.name}.partial")
-    first = dist.get_rank() == 0
+    """Write a folder, each rank its own part; it is complete when `meta.pt` is there. All ranks call this.
+
+    Raises:
+        OSError: on all ranks, where one of them cannot write its part of the tensors.
+    """
+    first, rest = dist.get_rank() == 0, dict(checkpoint)
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
-    dist.barrier()
-    rest = dict(checkpoint)
+        # No rank writes before the first one's plan, which comes after this.
+        shutil.rmtree(path, ignore_errors=True)
+        if path.is_file():
+            path.unlink()
     tensors: State = {"state_dict": rest.pop("state_dict")}
+    for i, optimizer in enumerate(rest.get("optimizer_states", [])):
+        tensors[f"optimizer_{i}"] = {str(number): state for number, state in optimizer["state"].items()}
     if "optimizer_states" in rest:
-        for i, optimizer in enumerate(rest["optimizer_states"]):
-            tensors[f"optimizer_{i}"] = {str(number): state for number, state in optimizer["state"].items()}
         rest["optimizer_states"] = [{"param_groups": o["param_groups"]} for o in rest["optimizer_states"]]
-    dcp.save(tensors, checkpoint_id=str(partial))
+    try:
+        dcp.save(tensors, checkpoint_id=str(path))
+    except dcp.api.CheckpointException as error:  # not an Exception to torch
+        raise OSError(str(error)) from error
     if first:
-        torch.save(rest, partial / META)
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
-        partial.rename(path)
-    dist.barrier()
+        torch.save(rest, path / META)
 
 
 def load_sharded(path: Path, state_dict: dict[str, Tensor], parameters: list[list[Tensor]]) -> State:
