@@ -10,9 +10,10 @@ import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from klqlit.algorithms.base import RLHFModule
@@ -22,6 +23,9 @@ from klqlit.callbacks.export import Export
 from klqlit.callbacks.final_checkpoint import FinalCheckpoint
 from klqlit.callbacks.progress import Progress
 from klqlit.callbacks.run_record import RunRecord
+from klqlit.callbacks.saved_config import SaveConfig
+from klqlit.checkpoint_checks import RestoreCheck, check_checkpoint, restoring
+from klqlit.config_files import check_configs, prepare_parser
 from klqlit.loggers import JSONLinesLogger
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
@@ -69,9 +73,8 @@ class CommandLine(LightningCLI):
             seed_everything_default=1,
             auto_configure_optimizers=False,
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
-            # Starting again in the same folder is how a run continues.
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig if command == "fit" else None,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
             load_from_checkpoint_support=False,
             parser_kwargs={
@@ -97,7 +100,8 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         run_dir = self.config["run_dir"]
-        extra: list[L.Callback] = [Progress()]
+        self.restored = RestoreCheck()
+        extra: list[L.Callback] = [Progress(), self.restored]
         if self.command == "fit":
             # The run's record comes last: a run is finished when its model is exported.
             extra += [FinalCheckpoint(checkpoint_folder(run_dir)), Export(), RunRecord()]
@@ -124,11 +128,17 @@ def run(command: str, options: list[str]) -> None:
     quieten()
     # LanguageModel is final, but a function may build one: `class_path: klqlit.models.scratch.new_language_model`.
     set_parsing_settings(subclasses_enabled=[LanguageModel])
+    prepare_parser()
+    check_configs(options)
     try:
         cli = CommandLine(command, options)
-    except ValueError as error:
+    except RecursionError as error:
+        raise ValueError("the configuration refers to itself without end: look for `${...}` and anchors") from error
+    except (ValueError, OmegaConfBaseException) as error:
         raise ValueError(explain(str(error))) from error
     checkpoint = chosen_checkpoint(cli.config["ckpt_path"], cli.config["run_dir"])
+    if checkpoint:
+        check_checkpoint(checkpoint, cli.model, training=command == "fit")
     if command == "predict" and not isinstance(cli.model, RLHFModule):
         raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:
@@ -136,15 +146,16 @@ def run(command: str, options: list[str]) -> None:
     elif command != "fit":
         rank_zero_info(f"there is no checkpoint in {cli.config['run_dir']}: using the weights the model starts from")
     shared: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint, "weights_only": True}
-    if command == "predict":
-        cli.trainer.predict(cli.model, return_predictions=False, **shared)
-    else:
-        entries: dict[str, Callable[..., Any]] = {
-            "fit": cli.trainer.fit,
-            "validate": cli.trainer.validate,
-            "test": cli.trainer.test,
-        }
-        entries[command](cli.model, **shared)
+    with restoring(checkpoint, cli.restored):
+        if command == "predict":
+            cli.trainer.predict(cli.model, return_predictions=False, **shared)
+        else:
+            entries: dict[str, Callable[..., Any]] = {
+                "fit": cli.trainer.fit,
+                "validate": cli.trainer.validate,
+                "test": cli.trainer.test,
+            }
+            entries[command](cli.model, **shared)
 
 
 def quieten() -> None:

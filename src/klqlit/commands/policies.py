@@ -13,10 +13,9 @@ from typing import Any, final
 
 import torch
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from klqlit import command_line
+from klqlit.config_files import read_config
 from klqlit.judges.cache import canonical
 from klqlit.version import __version__
 
@@ -85,22 +84,6 @@ def read_settings(path: str | Path) -> PolicySettings:
     return PolicySettings(
         model=config["model"], data=data, seed=config.get("seed_everything"), precision=trainer.get("precision")
     )
-
-
-def read_config(path: str | Path) -> dict[Any, Any]:
-    """A configuration file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        # It reads 1e-5 as a number, as the command line does. References between settings stay as they are.
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"the configuration {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"the configuration {str(path)!r} holds no settings")
-    return config
 
 
 def has_policy(config: Mapping[str, Any]) -> bool:
