@@ -47,11 +47,12 @@ def refusal(call: Callable[[], Any]) -> str | None:
         try:
             call()
         except ValueError as error:
-            assert type(error) is ValueError, f"{type(error).__name__} of a library: {error}"
-            message = str(error)
-            assert_clear(message)
-            return message
-    return None
+            refused = error
+        else:
+            return None
+    assert type(refused) is ValueError, f"{type(refused).__name__} of a library: {refused}"
+    assert_clear(str(refused))
+    return str(refused)
 
 
 def assert_clear(message: str) -> None:

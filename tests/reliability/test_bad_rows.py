@@ -1,4 +1,4 @@
-"""Malformed data files: each is refused in one line that names file and place, or repaired as the documentation says."""
+"""Malformed data files: refused in one line that names file and place, or repaired as the documentation says."""
 
 import csv
 import gzip

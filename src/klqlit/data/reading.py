@@ -19,7 +19,7 @@ SHOWN = 12
 """Columns in a message."""
 
 MAX_GROWTH = 200
-"""Times its size, beyond `FREE_BYTES`, that a .gz may unpack to: text shrinks to a tenth, and a bomb to a thousandth."""
+"""Times its size, beyond `FREE_BYTES`, that a .gz may unpack to: text shrinks to a tenth, a bomb to a thousandth."""
 
 FREE_BYTES = 2**26
 
