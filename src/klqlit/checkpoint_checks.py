@@ -23,6 +23,8 @@ PARTS = {"state_dict": dict, "loops": dict, "epoch": int, "global_step": int, "p
 TRAINING_PARTS = {"optimizer_states": list, "lr_schedulers": list, "callbacks": dict}
 """What Lightning writes into a checkpoint: read by every command, and by one that trains on."""
 
+COUNTERS = ("ready", "started", "processed", "completed")
+
 BROKEN = (zipfile.BadZipFile, EOFError, RuntimeError, ArithmeticError, ValueError, OSError, struct.error)
 """What an archive of rubbish makes of `zipfile`."""
 
@@ -47,6 +49,7 @@ def check_checkpoint(path: str, module: L.LightningModule, *, training: bool) ->
     parts = PARTS | (TRAINING_PARTS if training else {})
     _check_parts(path, checkpoint, parts)
     _check_weights(path, checkpoint["state_dict"], module)
+    _check_progress(path, checkpoint["loops"])
 
 
 def _check_archive(path: str) -> None:
@@ -98,6 +101,15 @@ def _check_parts(path: str, checkpoint: Any, parts: Mapping[str, type]) -> None:
             raise _refusal(path, f"says that it was written at {name} {checkpoint[name]:.3g}")
 
 
+def _check_progress(path: str, loops: Mapping[Any, Any]) -> None:
+    """Lightning's counters are counts."""
+    for name, value in loops.items():
+        if isinstance(value, Mapping):
+            _check_progress(path, value)
+        elif name in COUNTERS and not (isinstance(value, int) and 0 <= value < 2**63):
+            raise _refusal(path, f"holds {value!r:.60} where Lightning counts what is {name}")
+
+
 def _check_weights(path: str, saved: Mapping[Any, Any], module: L.LightningModule) -> None:
     """Names, shapes and kinds. Another floating-point precision is no other kind: weights are converted."""
     own = module.state_dict()
@@ -133,13 +145,12 @@ class RestoreCheck(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for optimizer in trainer.optimizers:
             for weight, state in optimizer.state.items():
-                wrong = [value for value in state.values() if isinstance(value, Tensor) and value.dim()]
-                wrong = [value for value in wrong if value.shape != weight.shape]
-                if wrong:
-                    raise ValueError(
-                        f"its optimizer has a state of the shape {list(wrong[0].shape)} for a weight of the shape "
-                        f"{list(weight.shape)}"
-                    )
+                for name, value in state.items():
+                    if not isinstance(value, Tensor | int | float):
+                        raise TypeError(f"the optimizer's {name} of a weight is a {type(value).__name__}")
+                    if isinstance(value, Tensor) and value.dim() and value.shape != weight.shape:
+                        shapes = f"{list(value.shape)} for a weight of the shape {list(weight.shape)}"
+                        raise TypeError(f"the optimizer's {name} has the shape {shapes}")
         self.begun = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

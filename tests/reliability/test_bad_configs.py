@@ -100,7 +100,7 @@ def test_the_real_ones_are_taken(file, capsys):
 
 
 @given(place=places(), extra=st.sampled_from("xyz_"))
-@settings(fuzz, max_examples=60)
+@settings(fuzz, max_examples=40)
 def test_unknown_names(file, capsys, malformed, place, extra):
     config, path = place
     name = path[-1] + extra
@@ -112,7 +112,7 @@ def test_unknown_names(file, capsys, malformed, place, extra):
 
 
 @given(place=places(leaves=True), value=st.sampled_from(({"a": {"b": 1}}, [[1], [2]], {"class_path": "os.system"})))
-@settings(fuzz, max_examples=60)
+@settings(fuzz, max_examples=40)
 def test_wrong_types(file, capsys, malformed, place, value):
     config, path = place
     error = complaint(file, capsys, replaced(config, path, value))
@@ -131,7 +131,7 @@ REFERENCES = (
 
 
 @given(place=places(leaves=True), reference=st.sampled_from(REFERENCES))
-@settings(fuzz, max_examples=60)
+@settings(fuzz, max_examples=40)
 def test_references_that_lead_nowhere(file, capsys, malformed, place, reference):
     config, path = place
     text = replaced(config, path, reference.format(path=".".join(path)))
@@ -152,7 +152,7 @@ def test_broken_numbers(file, capsys, malformed, place, number):
 
 
 @given(name=st.sampled_from(sorted(TEXTS)), at=st.integers(0, 60))
-@settings(fuzz, max_examples=60)
+@settings(fuzz, max_examples=40)
 def test_a_name_twice(file, capsys, malformed, name, at):
     lines = TEXTS[name].splitlines()
     single = [i for i, line in enumerate(lines) if ": " in line and not line.lstrip().startswith(("#", "-"))]
@@ -208,7 +208,7 @@ def test_bombs(file, capsys, malformed, bomb):
 
 
 @given(place=places(leaves=True), tag=st.sampled_from(TAGS))
-@settings(fuzz, max_examples=80)
+@settings(fuzz, max_examples=50)
 def test_tags(file, capsys, malformed, place, tag):
     config, path = place
     text = replaced(config, path, "TAG").replace("TAG", tag)
