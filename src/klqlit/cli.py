@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, or 2 where the user's input was at fault.
+        The exit status: 0, 2 where the run cannot go on, or 128 and the number of the signal that stopped it.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -85,7 +85,7 @@ def _run(command: str, options: list[str]) -> int:
         else:
             from klqlit.command_line import run
 
-            run(command, options)
+            return run(command, options)
     except (ValueError, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
             show_trace(type(error), error, error.__traceback__)

@@ -8,7 +8,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def text(row: Row, column: str, where: str) -> str:
     return value
 
 
-def named(row: Row) -> str:
+def named(row: Mapping[str, Any]) -> str:
     """The columns of a row, for a message."""
     shown = [f"{name!r:.60}" for name in list(row)[:SHOWN]]
     return ", ".join(shown) + (f" and {len(row) - SHOWN} more" if len(row) > SHOWN else "")

@@ -4,7 +4,7 @@ from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from klqlit.data.supervised import PreferencePairs
@@ -46,6 +46,10 @@ class RewardModelling(Finetuning):
     @property
     def kind(self) -> str:
         return "Reward model"
+
+    @property
+    def called(self) -> list[nn.Module]:
+        return [self.model.base_model, self.model.get_submodule("score")]
 
     def training_step(self, batch: PreferencePairs, batch_idx: int) -> Tensor:
         chosen, rejected = sequence_scores(self.model, batch.chosen), sequence_scores(self.model, batch.rejected)

@@ -4,7 +4,7 @@ from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from klqlit.data.supervised import LabelledSequences
@@ -46,6 +46,10 @@ class SupervisedFinetuning(Finetuning):
     @property
     def kind(self) -> str:
         return "Supervised fine-tuned language model"
+
+    @property
+    def called(self) -> list[nn.Module]:
+        return [self.model]
 
     def training_step(self, batch: LabelledSequences, batch_idx: int) -> Tensor:
         sequences = batch.sequences
