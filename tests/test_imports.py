@@ -28,7 +28,7 @@ LAYERS = [
     {"sharded_checks"},
     {"checkpoint_files"},
     {"resuming", "checkpoint_checks"},
-    {"option_errors", "config_files", "loopback"},
+    {"option_errors", "config_files", "factories", "loopback"},
     {"command_line"},
     {"commands"},
     {"cli"},

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import lightning as L
 from torch import Tensor
@@ -37,6 +37,34 @@ def check_weights(path: str, module: L.LightningModule) -> None:
             check_fits(saved, {name: value for name, value in own.items() if not name.startswith(frozen)})
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def check_loops(path: str, trainer: L.Trainer) -> None:
+    """Refuse a checkpoint without all that Lightning counts: it would begin again where something is missing.
+
+    Raises:
+        ValueError: something is missing.
+    """
+    if Path(path).is_dir():
+        return
+    checkpoint = load(path)
+    # Lightning brings what another version of it wrote up to date.
+    if checkpoint["pytorch-lightning_version"] == L.__version__:
+        missing = _missing(checkpoint["loops"].get("fit_loop"), trainer.fit_loop.state_dict())
+        if missing is not None:
+            raise refusal(path, f"lacks the progress of its training ({missing or 'all of it'})")
+
+
+def _missing(saved: Any, expected: dict[str, Any]) -> str | None:
+    """The first name that is not there, all the way down."""
+    if not isinstance(saved, dict):
+        return ""
+    for name, value in expected.items():
+        if name not in saved:
+            return name
+        if isinstance(value, dict) and (inner := _missing(saved[name], value)) is not None:
+            return f"{name}.{inner}" if inner else name
+    return None
 
 
 @final

@@ -92,6 +92,8 @@ def _check_parts(path: str, checkpoint: Any, parts: Mapping[str, type]) -> None:
         value = checkpoint[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise refusal(path, f"holds a {type(value).__name__} as {name!r} in place of a {kind.__name__}")
+    if checkpoint.get("optimizer_states") == [] and "optimizer_states" in parts:
+        raise refusal(path, "lacks the state of its optimizer")
     for name in ("epoch", "global_step"):
         if not 0 <= checkpoint[name] < 2**63:
             raise refusal(path, f"says that it was written at {name} {checkpoint[name]:.3g}")

@@ -26,10 +26,12 @@ from klqlit.callbacks.progress import Progress
 from klqlit.callbacks.run_record import RunRecord
 from klqlit.callbacks.saved_config import SaveConfig
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
-from klqlit.checkpoint_checks import RestoreCheck, check_weights, restoring
+from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
 from klqlit.checkpoint_files import examine
 from klqlit.config_files import check_configs, prepare_parser
+from klqlit.factories import check_factories
 from klqlit.loggers import JSONLinesLogger
+from klqlit.loopback import with_loopback
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
 from klqlit.redaction import redacted
@@ -109,6 +111,7 @@ class CommandLine(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def before_instantiate_classes(self) -> None:
+        check_factories(self.config)
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command == "fit":
             self.options = flat(redacted(self.config.as_dict()))
@@ -138,7 +141,7 @@ class CommandLine(LightningCLI):
         ]
         return super().instantiate_trainer(
             callbacks=[*(configured["callbacks"] or []), *extra],
-            plugins=with_streamed_checkpoints(configured["plugins"]),
+            plugins=with_loopback(with_streamed_checkpoints(configured["plugins"]), configured["num_nodes"]),
             logger=loggers if self.command == "fit" else False,
             **kwargs,
         )
@@ -170,6 +173,8 @@ def run(command: str, options: list[str]) -> int:
     checkpoint = cli.start.checkpoint
     if checkpoint:
         check_weights(checkpoint, cli.model)
+        if command == "fit":
+            check_loops(checkpoint, cli.trainer)
     if command == "predict" and not isinstance(cli.model, RLHFModule):
         raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:

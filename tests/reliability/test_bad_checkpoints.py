@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klqlit.checkpoint_checks import RestoreCheck, check_weights, restoring
+from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
 from klqlit.checkpoint_files import examine, load
 from reliability.mutations import spoiled
 from reliability.refusals import fuzz, refusal
@@ -167,7 +167,7 @@ def test_parts_that_are_missing_or_of_other_types(whole, place, module, malforme
 
 
 @given(data=st.data())
-@settings(fuzz, max_examples=60)
+@settings(fuzz, max_examples=40)
 def test_weights_of_other_names_shapes_and_kinds(whole, tmp_path_factory, module, malformed, data):
     content = load(str(whole))
     weights = dict(content["state_dict"])
@@ -239,7 +239,6 @@ LATER = {
     "no fit loop": lambda c: c | {"loops": {}},
     "no progress": lambda c: without(c, "loops", "fit_loop", "epoch_progress"),
     "progress without a count": lambda c: without(c, "loops", "fit_loop", "epoch_progress", "current", "completed"),
-    "progress beyond the known": lambda c: with_value(c, ("loops", "fit_loop", "epoch_progress", "current", "odd"), 1),
     "a list for progress": lambda c: with_value(c, ("loops", "fit_loop", "epoch_loop.batch_progress"), [1]),
     "schedules that are none": lambda c: c | {"lr_schedulers": [1]},
     "a version that is none": lambda c: c | {"pytorch-lightning_version": "banana"},
@@ -266,6 +265,7 @@ def test_what_only_the_trainer_can_know(whole, place, quitter_dir, tmp_path, mal
 
     def fit() -> None:
         examine(str(place), training=True)
+        check_loops(str(place), trainer)
         with restoring(str(place), check):
             trainer.fit(make_module(quitter_dir), make_data(), ckpt_path=str(place), weights_only=True)
 

@@ -17,6 +17,7 @@ import yaml
 from klqlit import command_line
 from klqlit.config_files import read_config
 from klqlit.judges.cache import canonical
+from klqlit.redaction import redacted
 from klqlit.version import __version__
 
 
@@ -107,9 +108,10 @@ def complete(name: str, settings: PolicySettings, folder: Path) -> Path:
     file = target / "completions.jsonl"
     if not file.is_file():
         target.mkdir(parents=True, exist_ok=True)
-        config = target / "predict.yaml"
-        config.write_text(yaml.safe_dump(settings.as_config(), sort_keys=False), encoding="utf-8")
-        options = [f"--config={config}", f"--run_dir={target}"]
+        config = settings.as_config()
+        (target / "predict.yaml").write_text(yaml.safe_dump(redacted(config), sort_keys=False), encoding="utf-8")
+        # As a text, since the file says what was asked and holds no secret.
+        options = [f"--config={yaml.safe_dump(config, sort_keys=False)}", f"--run_dir={target}"]
         options += [f"--ckpt_path={settings.checkpoint}"] if settings.checkpoint else []
         print(f"generating completions of {name}" + (f" from {settings.checkpoint}" if settings.checkpoint else ""))
         with _quiet():
