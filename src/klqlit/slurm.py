@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 from typing import Any, final
 
@@ -13,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import TCPStore
 
 from klqlit.callbacks.run_record import read
-
-LOOPBACK = "127.0.0.1"
+from klqlit.loopback import HOST, loopback_store, meet_on_loopback
 
 NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
 UNNAMED = (
@@ -33,8 +31,7 @@ WRONG_LAYOUT = (
 class OneNodeJob(SLURMEnvironment):
     """Lightning's view of a job of one node, whose ranks meet on the loopback interface.
 
-    Left alone, torch's store, through which ranks find each other, listens on every interface. Here the first rank
-    makes it, and all of them, itself too, are told to use it as torchrun tells its workers.
+    The first rank makes the store through which all find each other.
     """
 
     def __init__(self) -> None:
@@ -43,24 +40,18 @@ class OneNodeJob(SLURMEnvironment):
 
     @property
     def main_address(self) -> str:
-        return LOOPBACK
+        return HOST
 
     @property
     def main_port(self) -> int:
         port = super().main_port
         if self._store is None and self.global_rank() == 0:
-            # The store takes the socket over.
-            socket_number = socket.create_server((LOOPBACK, port)).detach()
-            self._store = TCPStore(
-                LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=socket_number
-            )
-        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-        for library in ("GLOO", "NCCL"):
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+            self._store = loopback_store(port)
+        meet_on_loopback()
         return port
 
 
-def with_environment(plugins: list[Any]) -> list[Any]:
+def with_job(plugins: list[Any]) -> list[Any]:
     """The trainer's plugins and, where this process is a rank of a job, Lightning's view of the job.
 
     Lightning's own requeueing is off: it saves within the signal's handler, where ranks may wait for each other for
