@@ -12,10 +12,11 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "allocator"},
+    {"version", "seeding", "tokenising", "files", "run_folder", "allocator"},
     {"types"},
     {"data", "metrics"},
     {"models"},
+    {"strategies"},
     {"rewards"},
     {"rollout"},
     {"algorithms"},
@@ -24,6 +25,7 @@ LAYERS = [
     {"loggers"},
     {"callbacks"},
     {"reports"},
+    {"resuming"},
     {"option_errors"},
     {"command_line"},
     {"commands"},

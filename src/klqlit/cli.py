@@ -16,9 +16,10 @@ COMMANDS = {
     "judge": "compare two policies' completions pairwise, and say how sure the comparison is",
     "analyse": "win rates and their intervals from a file of verdicts",
     "report": "one HTML page of runs and comparisons",
+    "consolidate": "one file of a checkpoint that several processes wrote in parts",
 }
 
-OTHER_COMMANDS = ("judge", "analyse", "report")
+OTHER_COMMANDS = ("judge", "analyse", "report", "consolidate")
 """Those that do not go through Lightning's command line."""
 
 USAGE = """usage: python -m klqlit COMMAND [--config FILE ...] [--option value ...]
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, or 2 where the user's input was at fault.
+        The exit status: 0, 2 where the run cannot go on, or 128 and the number of the signal that stopped it.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 def usage() -> str:
     """The help text."""
-    return USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
+    return USAGE.format(commands="\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items()))
 
 
 def fail(message: str) -> int:
@@ -75,7 +76,7 @@ def _run(command: str, options: list[str]) -> int:
         else:
             from klqlit.command_line import run
 
-            run(command, options)
+            return run(command, options)
     except (ValueError, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
             traceback.print_exc()
