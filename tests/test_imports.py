@@ -24,6 +24,7 @@ LAYERS = [
     {"judges"},
     {"loggers"},
     {"callbacks"},
+    {"slurm"},
     {"reports"},
     {"resuming"},
     {"option_errors"},

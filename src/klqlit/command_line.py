@@ -29,6 +29,7 @@ from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
 from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
+from klqlit.slurm import devices_in_job, requeue, with_environment
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -46,6 +47,7 @@ NOISE = (
     ".*Checkpoint directory .* exists.*",  # starting again in the same folder is how a run continues
     ".*sync_dist=True.*",  # what is logged is the same on all ranks already
     ".*args parameter is intended to run from within Python.*",
+    ".*`srun` command is available.*",  # within a job the layout is checked
 )
 
 
@@ -104,6 +106,8 @@ class CommandLine(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def before_instantiate_classes(self) -> None:
+        trainer = self.config["trainer"]
+        trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command == "fit":
             self.options = flat(self.config.as_dict())
@@ -117,7 +121,7 @@ class CommandLine(LightningCLI):
         if self.command == "fit":
             # A run is finished, in its record, when its model is exported.
             extra += [OptionsRecord(self.options), Export(), RunRecord()]
-            extra.append(StopOnSignal(self._get(self.config_init, "checkpoint")))
+            extra.append(StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue]))
         if self.command == "fit" and isinstance(self.model, RLHFModule):
             extra.append(CriticRecord())
         if self.command == "predict":
@@ -130,7 +134,7 @@ class CommandLine(LightningCLI):
         ]
         return super().instantiate_trainer(
             callbacks=[*(configured["callbacks"] or []), *extra],
-            plugins=with_streamed_checkpoints(configured["plugins"]),
+            plugins=with_environment(with_streamed_checkpoints(configured["plugins"])),
             logger=loggers if self.command == "fit" else False,
             **kwargs,
         )
