@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 from typing import Any, final
 
@@ -13,8 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import TCPStore
 
 from klqlit.callbacks.run_record import read
-
-LOOPBACK = "127.0.0.1"
+from klqlit.loopback import HOST, listen, meet_there
 
 NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
 UNNAMED = (
@@ -43,20 +41,14 @@ class OneNodeJob(SLURMEnvironment):
 
     @property
     def main_address(self) -> str:
-        return LOOPBACK
+        return HOST
 
     @property
     def main_port(self) -> int:
         port = super().main_port
         if self._store is None and self.global_rank() == 0:
-            # The store takes the socket over.
-            socket_number = socket.create_server((LOOPBACK, port)).detach()
-            self._store = TCPStore(
-                LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=socket_number
-            )
-        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-        for library in ("GLOO", "NCCL"):
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+            self._store = listen(port)
+        meet_there()
         return port
 
 

@@ -360,7 +360,7 @@ class RLHFModule(L.LightningModule, ABC):
         checkpoint["state_dict"] |= frozen
         check_fits(checkpoint["state_dict"], self.state_dict())
         check_vocabulary(checkpoint, self.tokenizer)
-        self.phase_metrics = checkpoint["phase"]["metrics"]
+        self.phase_metrics = {name: float(value) for name, value in checkpoint["phase"]["metrics"].items()}
         self.training_metrics.restore(checkpoint["phase"]["training"])
 
     def export(self, directory: str) -> None:
