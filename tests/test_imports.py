@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "redaction", "run_folder"},
+    {"version", "seeding", "tokenising", "files", "redaction", "run_folder", "allocator"},
     {"types"},
     {"data", "metrics"},
     {"models"},
@@ -24,11 +24,13 @@ LAYERS = [
     {"judges"},
     {"loggers"},
     {"callbacks"},
+    {"loopback"},
+    {"slurm"},
     {"reports"},
     {"sharded_checks"},
     {"checkpoint_files"},
     {"resuming", "checkpoint_checks"},
-    {"option_errors", "config_files", "factories", "loopback"},
+    {"option_errors", "config_files", "factories"},
     {"command_line"},
     {"commands"},
     {"cli"},

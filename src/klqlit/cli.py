@@ -17,9 +17,10 @@ COMMANDS = {
     "judge": "compare two policies' completions pairwise, and say how sure the comparison is",
     "analyse": "win rates and their intervals from a file of verdicts",
     "report": "one HTML page of runs and comparisons",
+    "consolidate": "one file of a checkpoint that several processes wrote in parts",
 }
 
-OTHER_COMMANDS = ("judge", "analyse", "report")
+OTHER_COMMANDS = ("judge", "analyse", "report", "consolidate")
 """Those that do not go through Lightning's command line."""
 
 USAGE = """usage: python -m klqlit COMMAND [--config FILE ...] [--option value ...]
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 def usage() -> str:
     """The help text."""
-    return USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
+    return USAGE.format(commands="\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items()))
 
 
 def fail(message: str) -> int:

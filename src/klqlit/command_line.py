@@ -37,6 +37,7 @@ from klqlit.option_errors import explain
 from klqlit.redaction import redacted
 from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
+from klqlit.slurm import devices_in_job, requeue, with_environment
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -54,6 +55,7 @@ NOISE = (
     ".*Checkpoint directory .* exists.*",  # starting again in the same folder is how a run continues
     ".*sync_dist=True.*",  # what is logged is the same on all ranks already
     ".*args parameter is intended to run from within Python.*",
+    ".*`srun` command is available.*",  # within a job the layout is checked
 )
 
 
@@ -112,6 +114,8 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_factories(self.config)
+        trainer = self.config["trainer"]
+        trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command == "fit":
             self.options = flat(redacted(self.config.as_dict()))
@@ -126,9 +130,9 @@ class CommandLine(LightningCLI):
         self.restored = RestoreCheck()
         extra: list[L.Callback] = [Progress(), self.restored]
         if self.command == "fit":
-            # The run's record comes last: a run is finished when its model is exported.
-            extra += [OptionsRecord(self.options), StopOnSignal(self._get(self.config_init, "checkpoint"))]
-            extra += [Export(), RunRecord()]
+            # A run is finished, in its record, when its model is exported.
+            extra += [OptionsRecord(self.options), Export(), RunRecord()]
+            extra.append(StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue]))
         if self.command == "fit" and isinstance(self.model, RLHFModule):
             extra.append(CriticRecord())
         if self.command == "predict":
@@ -141,7 +145,9 @@ class CommandLine(LightningCLI):
         ]
         return super().instantiate_trainer(
             callbacks=[*(configured["callbacks"] or []), *extra],
-            plugins=with_loopback(with_streamed_checkpoints(configured["plugins"]), configured["num_nodes"]),
+            plugins=with_loopback(
+                with_environment(with_streamed_checkpoints(configured["plugins"])), configured["num_nodes"]
+            ),
             logger=loggers if self.command == "fit" else False,
             **kwargs,
         )

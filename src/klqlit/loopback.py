@@ -36,15 +36,9 @@ class LoopbackEnvironment(LightningEnvironment):
     @property
     def main_port(self) -> int:
         if self._store is None and "MASTER_PORT" not in os.environ:
-            listener = socket.create_server((HOST, 0))
-            port = listener.getsockname()[1]
-            # The store takes the socket over.
-            self._store = TCPStore(
-                HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-            )
-            os.environ["MASTER_PORT"] = str(port)
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+            self._store = listen(0)
+            os.environ["MASTER_PORT"] = str(self._store.port)
+            meet_there()
         return super().main_port
 
 
@@ -58,6 +52,21 @@ def with_loopback(plugins: list[Any], num_nodes: int) -> list[Any]:
         return plugins
     clusters = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
     return plugins if any(cluster.detect() for cluster in clusters) else [*plugins, LoopbackEnvironment()]
+
+
+def listen(port: int) -> TCPStore:
+    """The store through which ranks find each other, on the loopback interface alone; 0 takes a free port."""
+    listener = socket.create_server((HOST, port))
+    address, port = listener.getsockname()
+    # The store takes the socket over.
+    return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def meet_there() -> None:
+    """Have this process and those it starts use a store that is there, and exchange tensors on the same interface."""
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback_interface())
 
 
 def loopback_interface() -> str:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from klqlit.algorithms.checks import check_finite, check_first_rollout, check_fresh, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.optimization import Optimization
+from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
 from klqlit.functional.checks import check_tau
 from klqlit.metrics.means import Means
@@ -121,9 +122,8 @@ class RLHFModule(L.LightningModule, ABC):
         return None if limit is None else limit - self.sampler.response_length
 
     def configure_model(self) -> None:
-        frozen = [self.reference, self.reward, *([self.gold] if self.gold else [])]
-        models = [model for part in (self.policy, *frozen) for model in transformers_in(part)]
-        shard_models(self, [*models, self.critic])
+        rewards = [model for part in (self.reward, self.gold) if part is not None for model in transformers_in(part)]
+        shard_models(self, [self.policy, self.critic, self.reference, *rewards])
 
     def setup(self, stage: str) -> None:
         # Kept within one run of the trainer, whose validation prompts do not change.
@@ -224,7 +224,7 @@ class RLHFModule(L.LightningModule, ABC):
 
     @property
     def _full_precision(self) -> bool:
-        dtypes = {next(model.parameters()).dtype for model in (self.policy, self.reference)}
+        dtypes = {p.dtype for model in (self.policy, self.reference) for p in model.parameters()}
         return self.trainer.precision == "32-true" and dtypes == {torch.float32}
 
     # Learning from it ----------------------------------------------------------------------------------------------
@@ -232,6 +232,8 @@ class RLHFModule(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self.sampler.refuse_truncation()
         check_precision(str(self.trainer.precision))
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def on_train_start(self) -> None:
         self.optimization.use_present(self.trainer)
@@ -282,6 +284,11 @@ class RLHFModule(L.LightningModule, ABC):
             norm = whole(torch.nn.utils.get_total_norm(gradients))
             check_finite(float(norm), f"the {group['name']}'s gradient", self.global_step)
             self.training_metrics.update(f"train/{group['name']}_grad_norm", norm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning frees the gradients after the next forward pass only, which then has to find room beside them.
+        optimizer.zero_grad()
 
     def on_train_epoch_end(self) -> None:
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
 
 from klqlit.run_folder import (
     checkpoint_path,
@@ -134,9 +135,10 @@ class Checkpoints(Checkpoint):
         pending = pending_path(path)
         cause = self._write(trainer, pending)
         if trainer.strategy.reduce_boolean_decision(cause is not None, all=False):
+            advice = self._advice(path, cause)
             if trainer.is_global_zero:
-                remove(pending)
-            raise CheckpointNotWritten(self._advice(path, cause)) from cause
+                remove_pending(self.directory)
+            raise CheckpointNotWritten(advice) from cause
         self._saved, self._is_pending, self._time = path, True, time.monotonic()
 
     def complete(self, trainer: L.Trainer) -> None:
@@ -150,18 +152,20 @@ class Checkpoints(Checkpoint):
                 remove(old)
         self._is_pending = False
 
-    def _write(self, trainer: L.Trainer, path: Path) -> Exception | None:
+    def _write(self, trainer: L.Trainer, path: Path) -> BaseException | None:
         """The fault on this rank, if there was one."""
         try:
             trainer.save_checkpoint(path, weights_only=False)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, CheckpointException) as error:
+            if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+                raise  # no fault of writing, for which torch has no class of its own
             # The other ranks wait at the end of `save_checkpoint`.
             trainer.strategy.barrier("Trainer.save_checkpoint")
             return error
         return None
 
-    def _advice(self, path: Path, cause: Exception | None) -> str:
-        why = "another rank could not write its part" if cause is None else str(cause).splitlines()[0]
+    def _advice(self, path: Path, cause: BaseException | None) -> str:
+        why = "another rank could not write its part" if cause is None else reason(cause)
         free = shutil.disk_usage(self.directory).free / 2**20
         return (
             f"the checkpoint {path} could not be written ({why}; {free:.0f} MiB are free in {self.directory}), and the "
@@ -170,13 +174,21 @@ class Checkpoints(Checkpoint):
         )
 
     def _is_due(self, trainer: L.Trainer) -> bool:
-        """Whether steps or time ask for a checkpoint; the same on all ranks."""
+        """Whether steps or time ask for a checkpoint, or training ends here; the same on all ranks."""
         step, every = trainer.global_step, self.every_n_train_steps
-        if step == trainer.max_steps or (every is not None and step % every == 0):
+        if step == trainer.max_steps or trainer.should_stop or (every is not None and step % every == 0):
             return True
         if self.train_time_interval is None:
             return False
         return trainer.strategy.broadcast(time.monotonic() - self._time >= self.train_time_interval.total_seconds())
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line; of several ranks, the first that says it."""
+    if isinstance(error, CheckpointException):
+        first = next(iter(error.failures.values()), (error, None))
+        return reason(first[0])
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 @final

@@ -65,8 +65,8 @@ class StopOnSignal(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Between `setup` and here Lightning put its own in front.
         self._install()
-        if (received := self._agree(trainer)) is not None:
-            raise Stopped(received, trainer.global_step, str(trainer.ckpt_path or "its beginning"))
+        self._agreed = self._agree(trainer)
+        self._stop_if_saved(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -98,7 +98,7 @@ class StopOnSignal(L.Callback):
             self._agreed = received
 
     def _stop_if_saved(self, trainer: L.Trainer) -> None:
-        """Not earlier than the next batch: by then the log rows of the step are written."""
+        """Not before the next batch or phase: by then the log rows of the step are written."""
         if self._agreed is None:
             return
         self.checkpoints.complete(trainer)
@@ -106,7 +106,8 @@ class StopOnSignal(L.Callback):
             for act in self.after_save:
                 act(trainer, self._agreed)
         trainer.strategy.barrier("klqlit.stop")
-        raise Stopped(self._agreed, trainer.global_step, str(self.checkpoints.newest))
+        newest = self.checkpoints.newest or trainer.ckpt_path or "its beginning"
+        raise Stopped(self._agreed, trainer.global_step, str(newest))
 
     def _agree(self, trainer: L.Trainer) -> signal.Signals | None:
         """The signal that some rank received, the same on all ranks."""

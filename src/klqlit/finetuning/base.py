@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import lightning as L
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +14,7 @@ from klqlit.algorithms.checks import Divergence
 from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
+from klqlit.metrics.means import Means
 from klqlit.models.loading import export, max_positions
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.strategies.fully_sharded import shard_models
@@ -56,6 +57,7 @@ class Finetuning(L.LightningModule, ABC):
         self._origin = origin
         self._lr, self._weight_decay = lr, weight_decay
         self._warmup_steps, self._decay = warmup_steps, decay
+        self.training_metrics = Means()
 
     @property
     @abstractmethod
@@ -99,6 +101,11 @@ class Finetuning(L.LightningModule, ABC):
                 "last good checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
             )
         return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Of all that the step saw: its micro-batches and ranks hold different numbers of tokens.
+        self.log_dict(self.training_metrics.compute(), prog_bar=True, batch_size=1)
+        self.training_metrics.reset()
 
     def configure_optimizers(self) -> Any:
         # Lightning clips no gradients of a fused optimizer under mixed precision.

@@ -54,9 +54,8 @@ class RewardModelling(Finetuning):
     def training_step(self, batch: PreferencePairs, batch_idx: int) -> Tensor:
         chosen, rejected = sequence_scores(self.model, batch.chosen), sequence_scores(self.model, batch.rejected)
         losses = bradley_terry_loss(chosen, rejected)
-        accuracy = preference_accuracy(chosen, rejected).mean()
-        measured = {"train/loss": losses.detach().mean(), "train/accuracy": accuracy}
-        self.log_dict(measured, prog_bar=True, batch_size=len(batch))
+        self.training_metrics.update("train/loss", losses)
+        self.training_metrics.update("train/accuracy", preference_accuracy(chosen, rejected))
         return self.step_share(losses.sum(), batch.pairs)
 
     def validation_step(self, batch: PreferencePairs, batch_idx: int) -> None:

@@ -54,9 +54,8 @@ class SupervisedFinetuning(Finetuning):
     def training_step(self, batch: LabelledSequences, batch_idx: int) -> Tensor:
         sequences = batch.sequences
         nll = -token_logprobs(completion_logits(self.model, sequences), sequences.tokens)
-        total = masked_sum(nll, sequences.mask)
-        self.log("train/loss", total.detach() / sequences.mask.sum(), prog_bar=True, batch_size=len(batch))
-        return self.step_share(total, batch.tokens)
+        self.training_metrics.update("train/loss", nll, sequences.mask)
+        return self.step_share(masked_sum(nll, sequences.mask), batch.tokens)
 
     def validation_step(self, batch: LabelledSequences, batch_idx: int) -> None:
         sequences = batch.sequences

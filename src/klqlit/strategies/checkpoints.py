@@ -6,6 +6,7 @@ file is the same that any other strategy writes. No pickled object is ever built
 
 import pickle
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, final
 
@@ -30,26 +31,28 @@ def is_sharded(path: Path) -> bool:
 
 
 def save_sharded(checkpoint: State, path: Path) -> None:
-    """Write a folder, each rank its own part. It appears complete or not at all; all ranks call this."""
-    partial = path.with_name(f".{path.name}.partial")
-    first = dist.get_rank() == 0
+    """Write a folder, each rank its own part; it is complete when `meta.pt` is there. All ranks call this.
+
+    Raises:
+        OSError: on all ranks, where one of them cannot write its part of the tensors.
+    """
+    first, rest = dist.get_rank() == 0, dict(checkpoint)
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
-    dist.barrier()
-    rest = dict(checkpoint)
+        # No rank writes before the first one's plan, which comes after this.
+        shutil.rmtree(path, ignore_errors=True)
+        if path.is_file():
+            path.unlink()
     tensors: State = {"state_dict": rest.pop("state_dict")}
+    for i, optimizer in enumerate(rest.get("optimizer_states", [])):
+        tensors[f"optimizer_{i}"] = {str(number): state for number, state in optimizer["state"].items()}
     if "optimizer_states" in rest:
-        for i, optimizer in enumerate(rest["optimizer_states"]):
-            tensors[f"optimizer_{i}"] = {str(number): state for number, state in optimizer["state"].items()}
         rest["optimizer_states"] = [{"param_groups": o["param_groups"]} for o in rest["optimizer_states"]]
-    dcp.save(tensors, checkpoint_id=str(partial))
+    try:
+        dcp.save(tensors, checkpoint_id=str(path))
+    except dcp.api.CheckpointException as error:  # not an Exception to torch
+        raise OSError(str(error)) from error
     if first:
-        torch.save(rest, partial / META)
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
-        partial.rename(path)
-    dist.barrier()
+        torch.save(rest, path / META)
 
 
 def load_sharded(path: Path, state_dict: dict[str, Tensor], parameters: list[list[Tensor]]) -> State:
@@ -57,19 +60,15 @@ def load_sharded(path: Path, state_dict: dict[str, Tensor], parameters: list[lis
 
     Args:
         path: the folder.
-        state_dict: the model's; its tensors are overwritten.
+        state_dict: the model's; those of its tensors that the checkpoint has are overwritten.
         parameters: of each optimizer whose state is wanted.
 
     Returns:
         The checkpoint as Lightning wants it.
-
-    Raises:
-        ValueError: the checkpoint lacks something that the model has.
     """
     reader = SafeReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
-    check_complete(state_dict.keys(), {name.removeprefix("state_dict.") for name in stored}, path)
-    tensors: State = {"state_dict": dict(state_dict)}
+    tensors: State = {"state_dict": {name: own for name, own in state_dict.items() if f"state_dict.{name}" in stored}}
     for i, parameters_of_one in enumerate(parameters):
         tensors[f"optimizer_{i}"] = _empty_state(stored, f"optimizer_{i}.", parameters_of_one)
     dcp.load(tensors, storage_reader=reader)
@@ -119,7 +118,7 @@ def split_like(tensor: Tensor, target: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
 
 
-def check_complete(wanted: Any, found: Any, path: Any) -> None:
+def check_complete(wanted: Iterable[str], found: Iterable[str]) -> None:
     """Refuse a checkpoint that lacks weights of the model.
 
     Raises:
@@ -128,8 +127,8 @@ def check_complete(wanted: Any, found: Any, path: Any) -> None:
     if missing := sorted(set(wanted) - set(found)):
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(
-            f"the checkpoint {str(path)!r} lacks {len(missing)} tensors of this model ({named}): it belongs to another "
-            "model; give the options it was trained with, or another run_dir"
+            f"the checkpoint lacks {len(missing)} weights of this model ({named}): it belongs to another; give the "
+            "options it was trained with, or another run_dir"
         )
 
 

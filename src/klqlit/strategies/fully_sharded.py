@@ -9,9 +9,9 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
+from klqlit.models.policy import Policy
 from klqlit.strategies.checkpoints import (
     check_complete,
     gather_on_first,
@@ -20,7 +20,7 @@ from klqlit.strategies.checkpoints import (
     save_sharded,
     split_like,
 )
-from klqlit.strategies.sharded_model import Layout, ShardedModel, in_step
+from klqlit.strategies.sharded_model import Layout, ShardedModel, in_step, transformers_in
 
 
 @final
@@ -76,11 +76,12 @@ class FullySharded(ModelParallelStrategy):
 
     def shard(self, models: Iterable[nn.Module]) -> None:
         """Split each of the models; what has no parameters is left alone."""
-        chosen = dict.fromkeys(model for model in models if any(True for _ in model.parameters()))
-        self._models = [ShardedModel(model, self._layout(model)) for model in chosen]
+        chosen = dict.fromkeys(model for model in models if list(model.parameters()))
+        methods = {model: ["decode"] if isinstance(model, Policy) else [] for model in chosen}
+        self._models = [ShardedModel(model, self._layout(model), methods[model]) for model in chosen]
 
     def at_hand(self, parts: Iterable[nn.Module]) -> AbstractContextManager[object]:
-        """Within it, this rank may call what it finds in `parts` as often as it likes; all ranks enter and leave."""
+        """Within it, this rank may use what it finds in `parts` as often as it likes; all ranks enter and leave."""
         inside = {module for part in parts for module in part.modules()}
         models = [model for model in self._models if model.module in inside]
         if not self.unshard_for_rollouts:
@@ -135,7 +136,7 @@ class FullySharded(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None
         own, saved = self._trained_state(), checkpoint["state_dict"]
-        check_complete(own, saved, "given")
+        check_complete(own, saved)
         self.model.load_state_dict({name: split_like(saved[name], own[name]) for name in own}, strict=False)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -163,22 +164,20 @@ def shard_models(module: L.LightningModule, models: Iterable[nn.Module]) -> None
 
     Args:
         module: within a trainer.
-        models: each is used by calling it and in no other way.
+        models: all that is trained is in them. Each is called, a policy also decodes; nothing else is used of them.
 
     Raises:
-        ValueError: the strategy would leave models whole that it expects to be split, or a trained parameter belongs to
-            none of the models.
+        ValueError: the strategy would leave models whole that it expects to be split, or a policy is no transformer.
     """
-    strategy = module.trainer.strategy
+    strategy, models = module.trainer.strategy, list(models)
     if isinstance(strategy, FullySharded):
+        for model in models:
+            if isinstance(model, Policy) and not transformers_in(model):
+                raise ValueError(
+                    f"FullySharded splits transformers models, and {type(model).__name__} holds none: use "
+                    "trainer.strategy=ddp"
+                )
         strategy.shard(models)
-        inside = {id(p) for m in module.modules() if isinstance(m, FSDPModule) for p in m.parameters()}  # type: ignore[attr-defined]
-        loose = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in inside]
-        if loose:
-            raise ValueError(
-                f"FullySharded splits transformers models and critics, and {loose[0]} belongs to neither: use "
-                "trainer.strategy=ddp for a policy of another kind"
-            )
     elif isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
         raise ValueError(
             f"trainer.strategy={type(strategy).__name__} does not know which models to split: use "
@@ -187,7 +186,7 @@ def shard_models(module: L.LightningModule, models: Iterable[nn.Module]) -> None
 
 
 def at_hand(module: L.LightningModule, *parts: nn.Module) -> AbstractContextManager[object]:
-    """Within it, this rank may call `parts` as often as it likes, whatever the other ranks do. All ranks enter it."""
+    """Within it, this rank may use `parts` as often as it likes, whatever the other ranks do. All ranks enter it."""
     strategy = module.trainer.strategy
     return strategy.at_hand(parts) if isinstance(strategy, FullySharded) else nullcontext()
 

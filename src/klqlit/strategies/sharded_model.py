@@ -14,7 +14,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -45,17 +52,33 @@ class ShardedModel:
     """A module whose parameters are split over ranks: a group of its own for each transformer block, one for the rest.
 
     Args:
-        module: used by calling it and in no other way; it is split in place.
+        module: what is split, in place.
         layout: how.
+        methods: by which it is used, besides calling it.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout) -> None:
-        self.module = module
-        self.layout = layout
+    def __init__(self, module: nn.Module, layout: Layout, methods: Sequence[str] = ()) -> None:
         if not isinstance(module, FSDPModule):
             _split(module, layout)
-        self.units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+            for method in methods:
+                register_fsdp_forward_method(module, method)
+        assert isinstance(module, FSDPModule)
+        self.root = module
+        self.layout = layout
+        self.blocks = [block for block in module.modules() if isinstance(block, FSDPModule) and block is not module]
         self.keep_gathered(False)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that is split."""
+        assert isinstance(self.root, nn.Module)
+        return self.root
+
+    @property
+    def trunks(self) -> list[PreTrainedModel]:
+        """The innermost transformers models, which run the blocks."""
+        models = [model for model in self.module.modules() if isinstance(model, PreTrainedModel)]
+        return [model for model in models if not any(inner in models for inner in list(model.modules())[1:])]
 
     @property
     def frozen(self) -> bool:
@@ -63,50 +86,55 @@ class ShardedModel:
         return not any(parameter.requires_grad for parameter in self.module.parameters())
 
     def keep_gathered(self, keep: bool) -> None:
-        """Whether the parameters stay gathered after a forward pass, or as the layout says."""
-        for unit in self.units:
-            # What lies outside the blocks is needed again at once, when the backward pass begins.
-            last = unit is self.module and not self.frozen
-            unit.set_reshard_after_forward(not (keep or last) and self.layout.reshard_after_forward, recurse=False)
+        """Whether blocks stay gathered after their forward pass, or as the layout says."""
+        for block in self.blocks:
+            block.set_reshard_after_forward(self.layout.reshard_after_forward and not keep, recurse=False)
+        # What lies outside the blocks is needed again at once, when the backward pass begins.
+        self.root.set_reshard_after_forward(self.frozen and not keep, recurse=False)
+
+    def reshard(self) -> None:
+        """Free what is gathered."""
+        for unit in (self.root, *self.blocks):
+            unit.reshard()
+        self.keep_gathered(False)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """The whole model on every rank: within, calling it needs no other rank."""
+        """The whole model on every rank: within, using it needs no other rank."""
         self.keep_gathered(True)
-        for unit in self.units:
+        for unit in (self.root, *self.blocks):
             unit.unshard()
         try:
             yield
         finally:
-            for unit in self.units:
-                unit.reshard()
-            self.keep_gathered(False)
+            self.reshard()
 
 
 @contextmanager
 def in_step(models: Sequence[ShardedModel], device: torch.device) -> Iterator[None]:
-    """Ranks may call the models unequally often; one that is done goes on gathering what the others need.
+    """Ranks may use the models unequally often; one that is done goes on gathering what the others need.
 
-    Gathering parameters takes all ranks. So each call is announced, and a rank that leaves the `with` block takes part
-    in the calls of the others until no rank announces another. All ranks call the models in the same order.
+    What lies outside the blocks, such as the embeddings, is gathered once. Gathering a block takes all ranks. So each
+    pass through the blocks is announced, and a rank that leaves the `with` block takes part in the passes of the others
+    until no rank announces another. All ranks use the models in the same order.
     """
+    passes: list[list[FSDPModule]] = []
     with ExitStack() as hooks:
-        visited: list[list[FSDPModule]] = []
-        for number, model in enumerate(models, start=1):
-            visited.append([])
-            _before_each_call(model, visited[-1], partial(_announce, number, device), hooks)
-            for unit in model.units:
-                unit.reshard()
-                unit.set_reshard_after_forward(True, recurse=False)
+        for model in models:
+            model.keep_gathered(True)
+            model.root.unshard()
+            for block in model.blocks:
+                block.set_reshard_after_forward(True, recurse=False)
+            for trunk in model.trunks:
+                passes.append([])
+                _watch(trunk, passes[-1], partial(_announce, len(passes), device), hooks)
         yield
         while number := _announce(0, device):
-            for gathered in visited[number - 1]:
+            for gathered in passes[number - 1]:
                 gathered.unshard()
                 gathered.reshard()
     for model in models:
-        for unit in model.units:
-            unit.reshard()
-        model.keep_gathered(False)
+        model.reshard()
 
 
 def transformers_in(module: nn.Module) -> list[PreTrainedModel]:
@@ -147,25 +175,25 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return [block for block in module.modules() if type(block).__name__ in names]
 
 
-def _before_each_call(
-    model: ShardedModel, visited: list[FSDPModule], announce: Callable[[], object], hooks: ExitStack
-) -> None:
-    """Before each call of the model, announce it; note in which order its units are gathered."""
+def _watch(trunk: nn.Module, blocks: list[FSDPModule], announce: Callable[[], object], hooks: ExitStack) -> None:
+    """Announce each pass through the blocks of a trunk, and note their order."""
 
-    def visit(unit: nn.Module, args: object) -> None:
-        assert isinstance(unit, FSDPModule)
-        if unit is model.module:
-            announce()
-            visited.clear()
-        visited.append(unit)
+    def begin(module: nn.Module, args: object) -> None:
+        announce()
+        blocks.clear()
 
-    for unit in model.units:
-        assert isinstance(unit, nn.Module)
-        hooks.callback(unit.register_forward_pre_hook(visit, prepend=True).remove)
+    def visit(module: nn.Module, args: object) -> None:
+        assert isinstance(module, FSDPModule)
+        blocks.append(module)
+
+    hooks.callback(trunk.register_forward_pre_hook(begin, prepend=True).remove)
+    for block in trunk.modules():
+        if isinstance(block, FSDPModule) and block is not trunk:
+            hooks.callback(block.register_forward_pre_hook(visit, prepend=True).remove)
 
 
 def _announce(number: int, device: torch.device) -> int:
-    """The number of the model that some rank is about to call; 0 when all are done."""
+    """The number of the trunk that some rank is about to pass; 0 when all are done."""
     numbers = torch.tensor(number, device=device)
     dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
     return int(numbers)
