@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.plugins.precision import Precision
 
-from klqlit.slurm import OneNodeJob, devices_in_job, job_id, requeue, with_job
+from klqlit.slurm import OneNodeJob, devices_in_job, job_id, requeue, with_environment
 from runs import make_trainer
 
 # What srun gives the first of 2 x 4 tasks of a batch job.
@@ -102,7 +102,7 @@ def test_a_layout_that_does_not_fit_is_explained_by_the_first_rank(within, devic
 def test_lightnings_own_requeueing_is_off(within):
     within()
     precision = Precision()
-    first, environment = with_job([precision])
+    first, environment = with_environment([precision])
     assert first is precision
     assert isinstance(environment, SLURMEnvironment)
     assert not environment.auto_requeue
@@ -112,23 +112,23 @@ def test_lightnings_own_requeueing_is_off(within):
 def test_ranks_of_one_node_meet_on_loopback_unless_told_otherwise(within, monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     within(SLURM_NNODES="1", SLURM_NTASKS="4")
-    assert isinstance(with_job([])[0], OneNodeJob)
+    assert isinstance(with_environment([])[0], OneNodeJob)
     within()
-    assert not isinstance(with_job([])[0], OneNodeJob)
+    assert not isinstance(with_environment([])[0], OneNodeJob)
     within(SLURM_NNODES="1", SLURM_NTASKS="4")
     monkeypatch.setenv("MASTER_ADDR", "node7")
-    (environment,) = with_job([])
+    (environment,) = with_environment([])
     assert environment.main_address == "node7"
 
 
 def test_other_environments_stay(within):
     within()
     mine = LightningEnvironment()
-    assert with_job([mine]) == [mine]
+    assert with_environment([mine]) == [mine]
     within(SLURM_JOB_NAME="interactive")
-    assert with_job([]) == []
+    assert with_environment([]) == []
     within(**dict.fromkeys(STEP))
-    assert with_job([]) == []
+    assert with_environment([]) == []
 
 
 def test_a_task_of_an_array_is_named_by_both_numbers(within):

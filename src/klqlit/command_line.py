@@ -37,7 +37,7 @@ from klqlit.option_errors import explain
 from klqlit.redaction import redacted
 from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
-from klqlit.slurm import devices_in_job, requeue, with_job
+from klqlit.slurm import devices_in_job, requeue, with_environment
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -113,9 +113,9 @@ class CommandLine(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def before_instantiate_classes(self) -> None:
+        check_factories(self.config)
         trainer = self.config["trainer"]
         trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
-        check_factories(self.config)
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command == "fit":
             self.options = flat(redacted(self.config.as_dict()))
@@ -145,7 +145,9 @@ class CommandLine(LightningCLI):
         ]
         return super().instantiate_trainer(
             callbacks=[*(configured["callbacks"] or []), *extra],
-            plugins=with_loopback(with_job(with_streamed_checkpoints(configured["plugins"])), configured["num_nodes"]),
+            plugins=with_loopback(
+                with_environment(with_streamed_checkpoints(configured["plugins"])), configured["num_nodes"]
+            ),
             logger=loggers if self.command == "fit" else False,
             **kwargs,
         )

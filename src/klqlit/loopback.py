@@ -36,9 +36,9 @@ class LoopbackEnvironment(LightningEnvironment):
     @property
     def main_port(self) -> int:
         if self._store is None and "MASTER_PORT" not in os.environ:
-            self._store = loopback_store(port=0)
+            self._store = listen(0)
             os.environ["MASTER_PORT"] = str(self._store.port)
-            meet_on_loopback()
+            meet_there()
         return super().main_port
 
 
@@ -54,18 +54,19 @@ def with_loopback(plugins: list[Any], num_nodes: int) -> list[Any]:
     return plugins if any(cluster.detect() for cluster in clusters) else [*plugins, LoopbackEnvironment()]
 
 
-def loopback_store(port: int) -> TCPStore:
-    """The store, listening on a port of the loopback interface, or on a free one for 0."""
+def listen(port: int) -> TCPStore:
+    """The store through which ranks find each other, on the loopback interface alone; 0 takes a free port."""
     listener = socket.create_server((HOST, port))
-    port = listener.getsockname()[1]
+    address, port = listener.getsockname()
     # The store takes the socket over.
-    return TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
-def meet_on_loopback() -> None:
-    """Have this process and those it starts use the store that is there, and no other interface."""
+def meet_there() -> None:
+    """Have this process and those it starts use a store that is there, and exchange tensors on the same interface."""
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback_interface())
 
 
 def loopback_interface() -> str:

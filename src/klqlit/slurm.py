@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import TCPStore
 
 from klqlit.callbacks.run_record import read
-from klqlit.loopback import HOST, loopback_store, meet_on_loopback
+from klqlit.loopback import HOST, listen, meet_there
 
 NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
 UNNAMED = (
@@ -31,7 +31,8 @@ WRONG_LAYOUT = (
 class OneNodeJob(SLURMEnvironment):
     """Lightning's view of a job of one node, whose ranks meet on the loopback interface.
 
-    The first rank makes the store through which all find each other.
+    Left alone, torch's store, through which ranks find each other, listens on every interface. Here the first rank
+    makes it, and all of them, itself too, are told to use it as torchrun tells its workers.
     """
 
     def __init__(self) -> None:
@@ -46,12 +47,12 @@ class OneNodeJob(SLURMEnvironment):
     def main_port(self) -> int:
         port = super().main_port
         if self._store is None and self.global_rank() == 0:
-            self._store = loopback_store(port)
-        meet_on_loopback()
+            self._store = listen(port)
+        meet_there()
         return port
 
 
-def with_job(plugins: list[Any]) -> list[Any]:
+def with_environment(plugins: list[Any]) -> list[Any]:
     """The trainer's plugins and, where this process is a rank of a job, Lightning's view of the job.
 
     Lightning's own requeueing is off: it saves within the signal's handler, where ranks may wait for each other for

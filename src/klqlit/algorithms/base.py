@@ -224,7 +224,7 @@ class RLHFModule(L.LightningModule, ABC):
 
     @property
     def _full_precision(self) -> bool:
-        dtypes = {next(model.parameters()).dtype for model in (self.policy, self.reference)}
+        dtypes = {p.dtype for model in (self.policy, self.reference) for p in model.parameters()}
         return self.trainer.precision == "32-true" and dtypes == {torch.float32}
 
     # Learning from it ----------------------------------------------------------------------------------------------
