@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from types import TracebackType
 
 COMMANDS = {
     "fit": "train: supervised fine-tuning, reward modelling, KLQ, PPO or your own objective",
@@ -61,9 +62,18 @@ def usage() -> str:
 
 
 def fail(message: str) -> int:
-    """One line on the error stream."""
-    print(f"klqlit: error: {message}", file=sys.stderr)
+    """One line on the error stream, without keys and passwords."""
+    from klqlit.redaction import hide
+
+    print(f"klqlit: error: {' '.join(hide(message).splitlines())}", file=sys.stderr)
     return 2
+
+
+def show_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A whole traceback on the error stream, without keys and passwords: as Python's `sys.excepthook`."""
+    from klqlit.redaction import hide
+
+    print(hide("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def _run(command: str, options: list[str]) -> int:
@@ -79,6 +89,6 @@ def _run(command: str, options: list[str]) -> int:
             return run(command, options)
     except (ValueError, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
-            traceback.print_exc()
+            show_trace(type(error), error, error.__traceback__)
         return fail(str(error))
     return 0

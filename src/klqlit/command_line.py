@@ -9,10 +9,11 @@ from typing import Any, NoReturn, final
 import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
+from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from klqlit.algorithms.base import RLHFModule
@@ -23,12 +24,20 @@ from klqlit.callbacks.export import Export
 from klqlit.callbacks.options_record import OptionsRecord
 from klqlit.callbacks.progress import Progress
 from klqlit.callbacks.run_record import RunRecord
+from klqlit.callbacks.saved_config import SaveConfig
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
+from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
+from klqlit.checkpoint_files import examine
+from klqlit.config_files import check_configs, prepare_parser
+from klqlit.factories import check_factories
 from klqlit.loggers import JSONLinesLogger
+from klqlit.loopback import with_loopback
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
+from klqlit.redaction import redacted
 from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
+from klqlit.slurm import devices_in_job, requeue, with_environment
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -48,6 +57,7 @@ NOISE = (
     ".*args parameter is intended to run from within Python.*",
     ".*callbacks used to create the checkpoint.*",  # options that changed are named by `resuming`
     ".*intent is to load in a single process.*",  # a sharded checkpoint on one device
+    ".*`srun` command is available.*",  # within a job the layout is checked
 )
 
 
@@ -75,9 +85,8 @@ class CommandLine(LightningCLI):
             seed_everything_default=1,
             auto_configure_optimizers=False,
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
-            # Starting again in the same folder is how a run continues.
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig if command == "fit" else None,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
             load_from_checkpoint_support=False,
             parser_kwargs={
@@ -106,20 +115,26 @@ class CommandLine(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def before_instantiate_classes(self) -> None:
+        check_factories(self.config)
+        trainer = self.config["trainer"]
+        trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command == "fit":
-            self.options = flat(self.config.as_dict())
+            self.options = flat(redacted(self.config.as_dict()))
             self.start = begin(self.options, run_dir=run_dir, ckpt_path=ckpt_path, resume=self.config["resume"])
         else:
             self.start = Start(checkpoint=existing(ckpt_path) if ckpt_path else newest_checkpoint(run_dir), step=0)
+            if self.start.checkpoint:
+                examine(self.start.checkpoint, training=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         run_dir = self.config["run_dir"]
-        extra: list[L.Callback] = [Progress()]
+        self.restored = RestoreCheck()
+        extra: list[L.Callback] = [Progress(), self.restored]
         if self.command == "fit":
             # A run is finished, in its record, when its model is exported.
             extra += [OptionsRecord(self.options), Export(), RunRecord()]
-            extra.append(StopOnSignal(self._get(self.config_init, "checkpoint")))
+            extra.append(StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue]))
         if self.command == "fit" and isinstance(self.model, RLHFModule):
             extra.append(CriticRecord())
         if self.command == "predict":
@@ -132,7 +147,9 @@ class CommandLine(LightningCLI):
         ]
         return super().instantiate_trainer(
             callbacks=[*(configured["callbacks"] or []), *extra],
-            plugins=with_streamed_checkpoints(configured["plugins"]),
+            plugins=with_loopback(
+                with_environment(with_streamed_checkpoints(configured["plugins"])), configured["num_nodes"]
+            ),
             logger=loggers if self.command == "fit" else False,
             **kwargs,
         )
@@ -150,14 +167,22 @@ def run(command: str, options: list[str]) -> int:
     quieten()
     # LanguageModel is final, but a function may build one: `class_path: klqlit.models.scratch.new_language_model`.
     set_parsing_settings(subclasses_enabled=[LanguageModel])
+    prepare_parser()
+    check_configs(options)
     try:
         cli = CommandLine(command, options)
     except AlreadyFinished as finished:
         rank_zero_info(str(finished))
         return 0
-    except ValueError as error:
+    except RecursionError as error:
+        raise ValueError("the configuration refers to itself without end: look for `${...}` and anchors") from error
+    except (ValueError, OmegaConfBaseException) as error:
         raise ValueError(explain(str(error))) from error
     checkpoint = cli.start.checkpoint
+    if checkpoint:
+        check_weights(checkpoint, cli.model)
+        if command == "fit":
+            check_loops(checkpoint, cli.trainer)
     if command == "predict" and not isinstance(cli.model, RLHFModule):
         raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:
@@ -172,7 +197,8 @@ def run(command: str, options: list[str]) -> int:
         "predict": partial(cli.trainer.predict, return_predictions=False),
     }
     try:
-        entries[command](cli.model, **shared)
+        with restoring(checkpoint, cli.restored):
+            entries[command](cli.model, **shared)
     except Stopped as stopped:
         rank_zero_info(str(stopped))
         # Lightning ends all processes at once when one that it started reports a fault.

@@ -61,7 +61,11 @@ def fault_of(path: Path) -> str | None:
     if not (path / MANIFEST).is_file():
         missing = [name for name in (META, ".metadata") if not (path / name).is_file()]
         return f"it lacks {' and '.join(missing)}" if missing else _fault_of_file(path / META)
-    for name, size in json.loads((path / MANIFEST).read_text(encoding="utf-8")).items():
+    try:
+        sizes = dict(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return f"its {MANIFEST} cannot be read"
+    for name, size in sizes.items():
         file = path / name
         if not file.is_file():
             return f"it lacks {name}"

@@ -21,12 +21,12 @@ from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
 from klqlit.algorithms.ppo import PPO, AdaptiveKL
 from klqlit.models.critic import SharedCritic
-from klqlit.rewards.function import FunctionReward
+from klqlit.rewards.base import Reward
 from klqlit.rewards.model import RewardModel
 from klqlit.rewards.shaping import RewardShaping
 from klqlit.strategies.fully_sharded import FullySharded, at_hand
 from klqlit.strategies.sharded_model import whole
-from klqlit.types import Prompts
+from klqlit.types import Completions, Prompts
 from runs import GENTLE, ListSource, make_data, make_module, make_prompts, make_trainer, questions, vowels
 
 PROMPTS = [f"{'How much is ' * (i % 3)}{i}?" for i in range(6)]
@@ -131,6 +131,18 @@ def look(module: Any, prompts: Prompts) -> dict[str, Any]:
     }
 
 
+@final
+class ScaledVowels(Reward):
+    """A reward with a weight of its own, which is no transformer's and stays whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, completions: Completions) -> torch.Tensor:
+        return self.scale * torch.tensor(vowels(completions.prompts, completions.completions))
+
+
 def named_parameters(module: L.LightningModule) -> dict[str, torch.Tensor]:
     """Parameters by the names that a checkpoint gives them."""
     return {name.replace("_checkpoint_wrapped_module.", ""): p for name, p in module.named_parameters()}
@@ -139,7 +151,7 @@ def named_parameters(module: L.LightningModule) -> dict[str, torch.Tensor]:
 def build(kind: str, model: str, reward: str) -> Any:
     """KLQ with a critic of its own, or PPO with a head on the policy; both with a reward model to shard."""
     shared: dict[str, Any] = {"gold": RewardModel(reward, batch_size=1), "shaping": RewardShaping(normalise=True)}
-    shared["reward"] = FunctionReward(vowels)
+    shared["reward"] = ScaledVowels()
     if kind == "klq":
         return make_module(model, KLQ, optimization=Optimization(**GENTLE), **shared)
     rates = Optimization(lr=1e-3, critic_lr=1e-2, eps=1e-3)

@@ -224,7 +224,7 @@ class RLHFModule(L.LightningModule, ABC):
 
     @property
     def _full_precision(self) -> bool:
-        dtypes = {next(model.parameters()).dtype for model in (self.policy, self.reference)}
+        dtypes = {p.dtype for model in (self.policy, self.reference) for p in model.parameters()}
         return self.trainer.precision == "32-true" and dtypes == {torch.float32}
 
     # Learning from it ----------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ class RLHFModule(L.LightningModule, ABC):
         checkpoint["state_dict"] |= frozen
         check_fits(checkpoint["state_dict"], self.state_dict())
         check_vocabulary(checkpoint, self.tokenizer)
-        self.phase_metrics = checkpoint["phase"]["metrics"]
+        self.phase_metrics = {name: float(value) for name, value in checkpoint["phase"]["metrics"].items()}
         self.training_metrics.restore(checkpoint["phase"]["training"])
 
     def export(self, directory: str) -> None:

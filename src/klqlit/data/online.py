@@ -1,5 +1,6 @@
 """The online data module: one rollout phase is one Lightning epoch."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
@@ -124,8 +125,7 @@ class OnlineDataModule(L.LightningDataModule):
         return {"phase": self.phase, "version": self._version} | under_way
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.phase = state_dict["phase"]
-        self._version = state_dict["version"]
+        self.phase, self._version = operator.index(state_dict["phase"]), operator.index(state_dict["version"])
         self._experience = None if state_dict["experience"] is None else unflatten(state_dict["experience"])
         # Checked when the rest is dealt: a validation may have other options.
         self._saved_dealing = None if self._experience is None else state_dict["dealing"]
@@ -292,7 +292,15 @@ def flatten(experience: Experience) -> dict[str, torch.Tensor]:
 
 
 def unflatten(tensors: dict[str, torch.Tensor]) -> Experience:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten`.
+
+    Raises:
+        KeyError, TypeError: something is missing, too much, or of another shape than the mask.
+    """
+    shape = tensors["sequences.mask"].shape
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != shape[:1] or (tensor.shape != shape and not name.startswith("sequences.prompt")):
+            raise TypeError(f"{name} of the rows has the shape {list(tensor.shape)}, and their mask {list(shape)}")
     sequences = Sequences(**{name: tensors[f"sequences.{name}"] for name in Sequences.__slots__})
     rest = {name: value for name, value in tensors.items() if not name.startswith("sequences.")}
     return Experience(sequences=sequences, **rest)

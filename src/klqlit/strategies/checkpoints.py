@@ -6,6 +6,7 @@ file is the same that any other strategy writes. No pickled object is ever built
 
 import pickle
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, final
 
@@ -59,19 +60,15 @@ def load_sharded(path: Path, state_dict: dict[str, Tensor], parameters: list[lis
 
     Args:
         path: the folder.
-        state_dict: the model's; its tensors are overwritten.
+        state_dict: the model's; those of its tensors that the checkpoint has are overwritten.
         parameters: of each optimizer whose state is wanted.
 
     Returns:
         The checkpoint as Lightning wants it.
-
-    Raises:
-        ValueError: the checkpoint lacks something that the model has.
     """
     reader = SafeReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
-    check_complete(state_dict.keys(), {name.removeprefix("state_dict.") for name in stored}, path)
-    tensors: State = {"state_dict": dict(state_dict)}
+    tensors: State = {"state_dict": {name: own for name, own in state_dict.items() if f"state_dict.{name}" in stored}}
     for i, parameters_of_one in enumerate(parameters):
         tensors[f"optimizer_{i}"] = _empty_state(stored, f"optimizer_{i}.", parameters_of_one)
     dcp.load(tensors, storage_reader=reader)
@@ -129,7 +126,7 @@ def split_like(tensor: Tensor, target: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
 
 
-def check_complete(wanted: Any, found: Any, path: Any) -> None:
+def check_complete(wanted: Iterable[str], found: Iterable[str]) -> None:
     """Refuse a checkpoint that lacks weights of the model.
 
     Raises:
@@ -138,8 +135,8 @@ def check_complete(wanted: Any, found: Any, path: Any) -> None:
     if missing := sorted(set(wanted) - set(found)):
         named = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(
-            f"the checkpoint {str(path)!r} lacks {len(missing)} tensors of this model ({named}): it belongs to another "
-            "model; give the options it was trained with, or another run_dir"
+            f"the checkpoint lacks {len(missing)} weights of this model ({named}): it belongs to another; give the "
+            "options it was trained with, or another run_dir"
         )
 
 

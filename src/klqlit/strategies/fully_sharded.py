@@ -136,7 +136,7 @@ class FullySharded(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.model is not None
         own, saved = self._trained_state(), checkpoint["state_dict"]
-        check_complete(own, saved, "given")
+        check_complete(own, saved)
         self.model.load_state_dict({name: split_like(saved[name], own[name]) for name in own}, strict=False)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
