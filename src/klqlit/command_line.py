@@ -25,6 +25,7 @@ from klqlit.callbacks.run_record import RunRecord
 from klqlit.loggers import JSONLinesLogger
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
+from klqlit.strategies.fully_sharded import check_readable
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -132,6 +133,7 @@ def run(command: str, options: list[str]) -> None:
     if command == "predict" and not isinstance(cli.model, RLHFModule):
         raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:
+        check_readable(checkpoint, cli.trainer.strategy)
         rank_zero_info(f"{'continuing from' if command == 'fit' else 'using the weights of'} {checkpoint}")
     elif command != "fit":
         rank_zero_info(f"there is no checkpoint in {cli.config['run_dir']}: using the weights the model starts from")
