@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "allocator"},
+    {"version", "seeding", "tokenising", "files", "redaction", "run_folder", "allocator", "sharded_checks"},
     {"types"},
     {"data", "metrics"},
     {"models"},
@@ -24,8 +24,12 @@ LAYERS = [
     {"judges"},
     {"loggers"},
     {"callbacks"},
+    {"loopback"},
+    {"slurm"},
     {"reports"},
-    {"option_errors"},
+    {"checkpoint_files"},
+    {"resuming", "checkpoint_checks"},
+    {"option_errors", "config_files", "factories"},
     {"command_line"},
     {"commands"},
     {"cli"},

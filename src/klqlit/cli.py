@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from types import TracebackType
 
 COMMANDS = {
     "fit": "train: supervised fine-tuning, reward modelling, KLQ, PPO or your own objective",
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, or 2 where the user's input was at fault.
+        The exit status: 0, 2 where the run cannot go on, or 128 and the number of the signal that stopped it.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -61,9 +62,18 @@ def usage() -> str:
 
 
 def fail(message: str) -> int:
-    """One line on the error stream."""
-    print(f"klqlit: error: {message}", file=sys.stderr)
+    """One line on the error stream, without keys and passwords."""
+    from klqlit.redaction import hide
+
+    print(f"klqlit: error: {' '.join(hide(message).splitlines())}", file=sys.stderr)
     return 2
+
+
+def show_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A whole traceback on the error stream, without keys and passwords: as Python's `sys.excepthook`."""
+    from klqlit.redaction import hide
+
+    print(hide("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def _run(command: str, options: list[str]) -> int:
@@ -76,9 +86,9 @@ def _run(command: str, options: list[str]) -> int:
         else:
             from klqlit.command_line import run
 
-            run(command, options)
+            return run(command, options)
     except (ValueError, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
-            traceback.print_exc()
+            show_trace(type(error), error, error.__traceback__)
         return fail(str(error))
     return 0

@@ -26,6 +26,7 @@ from klqlit.metrics.stopwatch import Stopwatch
 from klqlit.models.critic import CriticFactory, SeparateCritic
 from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
+from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
 from klqlit.rollout.gathering import gather
@@ -237,6 +238,9 @@ class RLHFModule(L.LightningModule, ABC):
         if self.device.type == "cpu":
             keep_freed_memory()
 
+    def on_train_start(self) -> None:
+        self.optimization.use_present(self.trainer)
+
     def configure_optimizers(self) -> Any:
         total = self._total_steps() if self.optimization.needs_total_steps else None
         # Lightning clips no gradients of a fused optimizer under mixed precision.
@@ -351,13 +355,15 @@ class RLHFModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in [name for name in checkpoint["state_dict"] if name.startswith(FROZEN)]:
             del checkpoint["state_dict"][name]
+        checkpoint["vocabulary"] = vocabulary(self.tokenizer)
         checkpoint["phase"] = {"metrics": self.phase_metrics, "training": self.training_metrics.sums()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= frozen
-        self.optimization.restore_rates(checkpoint)
-        self.phase_metrics = checkpoint["phase"]["metrics"]
+        check_fits(checkpoint["state_dict"], self.state_dict())
+        check_vocabulary(checkpoint, self.tokenizer)
+        self.phase_metrics = {name: float(value) for name, value in checkpoint["phase"]["metrics"].items()}
         self.training_metrics.restore(checkpoint["phase"]["training"])
 
     def export(self, directory: str) -> None:

@@ -11,10 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from klqlit.algorithms.checks import Divergence
+from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
 from klqlit.metrics.means import Means
 from klqlit.models.loading import export, max_positions
+from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.strategies.fully_sharded import shard_models
 from klqlit.version import __version__
 
@@ -115,11 +117,21 @@ class Finetuning(L.LightningModule, ABC):
         scheduler = LambdaLR(optimizer, lambda step: self._factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        use_present_options(self.trainer, {"model": {"lr": self._lr, "weight_decay": self._weight_decay}})
+
     def _factor(self, step: int, total: float) -> float:
         warmup = min((step + 1) / (self._warmup_steps + 1), 1.0)
         if self._decay == "constant":
             return warmup
         return warmup * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vocabulary"] = vocabulary(self.tokenizer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_fits(checkpoint["state_dict"], self.state_dict())
+        check_vocabulary(checkpoint, self.tokenizer)
 
     def export(self, directory: str) -> None:
         """Write the model as a Hugging Face directory. All ranks must call it; the first one writes."""

@@ -95,7 +95,7 @@ class RewardModel(Reward):
         return output.logits.squeeze(-1).float()
 
     def _pad_token(self, rows: list[list[int]]) -> int | None:
-        """The model's pad token. Where it has none, a token that no row holds, so that none is hidden, if one is left."""
+        """The model's pad token. Where it has none, a token that no row holds, so that none is hidden."""
         if self._pad is None:
             used = {token for row in rows for token in row}
             free = next((token for token in range(embedding_rows(self.model)) if token not in used), None)
