@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from klqlit.strategies.records import RecordsUnpickler
 from klqlit.strategies.sharded_model import whole
 
 META = "meta.pt"
@@ -137,34 +138,15 @@ class SafeReader(FileSystemReader):
     """Reads the distributed format without building pickled objects other than the format's own records."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as file:
+                metadata = RecordsUnpickler(file).load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"the checkpoint {str(self.path)!r} cannot be read: {error}") from error
         if not isinstance(metadata, Metadata):
             raise ValueError(f"{str(self.path)!r} holds no checkpoint: its .metadata is a {type(metadata).__name__}")
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
-
-
-@final
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = (
-            module == "torch.distributed.checkpoint.metadata"
-            or (module, name) in _ALLOWED
-            or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype))
-        )
-        if not allowed or "." in name:
-            raise ValueError(f"the checkpoint's .metadata names {module}.{name}, which no checkpoint of ours holds")
-        return super().find_class(module, name)
-
-
-_ALLOWED = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),  # as Python 3.13 calls it
-}
 
 
 def _empty_state(stored: dict[str, Any], prefix: str, parameters: list[Tensor]) -> dict[str, dict[str, Tensor]]:
