@@ -19,7 +19,9 @@ def run_dir(tmp_path):
 
 def save(folder, step, options=None):
     path = folder / f"step-{step}.ckpt"
-    torch.save({"callbacks": {"OptionsRecord": {"options": OPTIONS if options is None else options}}}, path)
+    parts = {"state_dict": {}, "loops": {}, "optimizer_states": [{}], "lr_schedulers": []}
+    place = {"epoch": 0, "global_step": step, "pytorch-lightning_version": "2.6.6"}
+    torch.save(parts | place | {"callbacks": {"OptionsRecord": {"options": options or OPTIONS}}}, path)
     return str(path)
 
 

@@ -88,9 +88,10 @@ def test_a_folder_that_another_program_wrote_needs_its_metadata(folder, part, fa
     assert fault_of(path) == fault
 
 
+@pytest.mark.parametrize("before", [write_file, write_folder])
 @pytest.mark.parametrize("write", [write_file, write_folder])
-def test_a_checkpoint_of_the_same_step_is_replaced(folder, write):
-    (checkpoint(folder, 3, write_folder) / "left over").write_text("x")
+def test_a_checkpoint_of_the_same_step_is_replaced(folder, before, write):
+    checkpoint(folder, 3, before)
     path = checkpoint(folder, 3, write)
     assert fault_of(path) is None
     assert path.is_dir() == (write is write_folder)

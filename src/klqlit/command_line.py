@@ -55,6 +55,8 @@ NOISE = (
     ".*Checkpoint directory .* exists.*",  # starting again in the same folder is how a run continues
     ".*sync_dist=True.*",  # what is logged is the same on all ranks already
     ".*args parameter is intended to run from within Python.*",
+    ".*callbacks used to create the checkpoint.*",  # options that changed are named by `resuming`
+    ".*intent is to load in a single process.*",  # a sharded checkpoint on one device
     ".*`srun` command is available.*",  # within a job the layout is checked
 )
 

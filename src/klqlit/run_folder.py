@@ -91,8 +91,8 @@ def complete(pending: Path, path: Path) -> None:
         for file in [*files, pending / MANIFEST]:
             _flush(file)
     _flush(pending)
-    if path.is_dir():
-        # A folder cannot be replaced in one move: the old one, of the same step, is out of sight first.
+    if path.exists() and (path.is_dir() or pending.is_dir()):
+        # Only a file replaces a file in one move: else the old one, of the same step, is put out of sight first.
         remove(aside := path.with_name(f".{path.name}.old"))
         path.rename(aside)
         pending.rename(path)

@@ -76,6 +76,13 @@ class EndAfter(L.Callback):
         trainer.should_stop = trainer.global_step == 5
 
 
+def test_the_last_batch_of_a_cut_epoch_is_its_last(fit, tmp_path):
+    # Two epochs: what the first leaves of the phase is the second.
+    assert fit(every_n_train_steps=3, trainer={"limit_train_batches": 3}) == [3, 4]
+    saved = torch.load(tmp_path / "c" / "step-3.ckpt", weights_only=True)
+    assert saved["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"] == 1
+
+
 def test_where_something_else_ends_training_the_last_step_is_saved_as_within_its_phase(fit, tmp_path):
     assert fit(EndAfter()) == [4, 5]
     saved = torch.load(tmp_path / "c" / "step-5.ckpt", weights_only=True)

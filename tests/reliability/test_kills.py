@@ -92,6 +92,22 @@ def test_supervised_finetuning_logs_each_step_once(config, tmp_path):
     assert [row["step"] for row in killed.rows("metrics.jsonl") if "train/loss" in row] == [*range(10)]
 
 
+def test_a_run_goes_on_with_another_number_of_processes(config, whole, tmp_path):
+    """Sharded over two, then whole on one in the middle of a phase, then sharded again: equal up to rounding."""
+    run = Program(config, tmp_path / "run", **MODES["fsdp_sharded"])
+    assert run.run("TERM batch 6 0")[0] == [143, 0]
+    alone = Program(config, run.run_dir)
+    statuses, output = alone.run("TERM batch 9 0")
+    assert statuses == [143], output[-3000:]
+    assert "  trainer.devices: 2 -> 1" in output
+    assert run.run()[0] == [0, 0]
+    for one, other in zip(run.rows("metrics.jsonl"), whole("one").rows("metrics.jsonl"), strict=True):
+        assert one.keys() == other.keys()
+        # In the phase in which the number changes, a step's norm weighs as often as it had ranks.
+        names = [name for name in one if not name.endswith("_grad_norm")]
+        assert [one[name] for name in names] == pytest.approx([other[name] for name in names], rel=1e-3, abs=1e-4)
+
+
 def test_two_processes_as_a_user_starts_them(config, whole, tmp_path):
     """One command, whose process starts the other rank; the signal comes to the one the user sees."""
     stopped = Program(config, tmp_path / "run", MODES["ddp"]["options"])

@@ -22,6 +22,7 @@ from klqlit.run_folder import (
     remove_pending,
     set_later_aside,
 )
+from klqlit.strategies.checkpoints import load_whole
 
 
 class CheckpointNotWritten(RuntimeError):
@@ -194,10 +195,20 @@ def reason(error: BaseException) -> str:
 @final
 class StreamedCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint straight to its file: Lightning's own takes it twice in memory and once in the folder for
-    temporary files, which may be small. `Checkpoints` sees to it that no half of one is taken for a whole."""
+    temporary files, which may be small. `Checkpoints` sees to it that no half of one is taken for a whole.
+
+    Reads folders of sharded models too, so that what was begun on several devices goes on, or is looked at, on one.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         assert storage_options is None
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with Path(path).open("wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return load_whole(Path(path))
+        return super().load_checkpoint(path, map_location, weights_only)

@@ -87,19 +87,27 @@ def consolidate(folder: str, file: str) -> None:
     Raises:
         ValueError: `folder` holds no complete checkpoint.
     """
-    path, target = Path(folder), Path(file)
-    if not is_sharded(path):
-        raise ValueError(f"{folder!r} holds no sharded checkpoint: there is no {META} in it")
-    reader = SafeReader(folder)
+    checkpoint, target = load_whole(Path(folder)), Path(file)
+    partial = target.with_name(f".{target.name}.partial")
+    torch.save(checkpoint, partial)
+    partial.replace(target)
+
+
+def load_whole(folder: Path) -> State:
+    """All of a checkpoint's folder, in the main memory of this process.
+
+    Raises:
+        ValueError: `folder` holds no complete checkpoint.
+    """
+    if not is_sharded(folder):
+        raise ValueError(f"{str(folder)!r} holds no sharded checkpoint: there is no {META} in it")
+    reader = SafeReader(str(folder))
     tensors: State = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), "the folder holds nothing but tensors"
         tensors[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     dcp.load(tensors, storage_reader=reader, no_dist=True)
-    checkpoint = torch.load(path / META, weights_only=True)
-    partial = target.with_name(f".{target.name}.partial")
-    torch.save(_joined(checkpoint, _nested(tensors)), partial)
-    partial.replace(target)
+    return _joined(torch.load(folder / META, weights_only=True), _nested(tensors))
 
 
 def gather_on_first(tensors: dict[Any, Tensor]) -> dict[Any, Tensor]:
