@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two for the suite's own workers; more only costs memory on a laptop.
 WORKERS ?= 2
 
-.PHONY: quickstart test lint mutation soak clean
+.PHONY: quickstart test lint mutation soak audit clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,16 @@ mutation: $(VENV)/installed  ## flip every sign in functional/ and see a test fa
 
 soak: $(VENV)/installed  ## kill runs at random moments 60 times, and compare what comes of them: half an hour
 	$(BIN)/python tests/reliability/soak.py --kills 60
+
+AUDIT := $(VENV)-audit
+# Where vulnerabilities are looked up: pypi or osv. Both need the network.
+SERVICE ?= pypi
+
+audit: $(VENV)/installed  ## known vulnerabilities of all that is installed; what cannot be looked up is a failure
+	test -x $(AUDIT)/bin/pip-audit || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --upgrade pip-audit
+	$(AUDIT)/bin/pip-audit --strict --skip-editable --progress-spinner off --vulnerability-service $(SERVICE) \
+		--path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 clean:
 	rm -rf $(VENV) runs

@@ -48,6 +48,16 @@ def malformed(record_property):
     return tally
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Workers send plain dicts alone to the process that sums them up."""
+    report = yield
+    report.user_properties = [
+        (name, dict(value) if name == MALFORMED else value) for name, value in report.user_properties
+    ]
+    return report
+
+
 def pytest_terminal_summary(terminalreporter):
     """Sums over the tests of all workers: what a test records travels with its report."""
     total = Counter()

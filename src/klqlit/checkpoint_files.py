@@ -24,21 +24,35 @@ BROKEN = (zipfile.BadZipFile, EOFError, RuntimeError, ArithmeticError, ValueErro
 """What an archive of rubbish makes of `zipfile`."""
 
 
-def examine(path: str, *, training: bool) -> None:
+def examine(path: str) -> None:
     """Read a checkpoint without building anything from it.
 
     A file is read once: the checksum of each of its parts tells a flipped bit, which the loader would not notice.
 
     Args:
         path: a file, or a directory of a sharded checkpoint.
-        training: whether a run is to go on from it, and not only its weights be used.
 
     Raises:
-        ValueError: it is no checkpoint, damaged, or holds objects that could run code.
+        ValueError: it is damaged, or holds objects that could run code.
     """
     if Path(path).is_dir():
         return check_sharded(path)
     _check_archive(path)
+    load(path)
+
+
+def check_contents(path: str, *, training: bool) -> None:
+    """See that a file, once examined, is a checkpoint.
+
+    Args:
+        path: a file; a directory is left to the strategy that reads it.
+        training: whether a run is to go on from it, and not only its weights be used.
+
+    Raises:
+        ValueError: something that `fit` writes is missing or of another kind.
+    """
+    if Path(path).is_dir():
+        return
     checkpoint = load(path)
     _check_parts(path, checkpoint, PARTS | (TRAINING_PARTS if training else {}))
     _check_progress(path, checkpoint["loops"])

@@ -27,7 +27,7 @@ from klqlit.callbacks.run_record import RunRecord
 from klqlit.callbacks.saved_config import SaveConfig
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
 from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
-from klqlit.checkpoint_files import examine
+from klqlit.checkpoint_files import check_contents, examine
 from klqlit.config_files import check_configs, prepare_parser
 from klqlit.factories import check_factories
 from klqlit.loggers import JSONLinesLogger
@@ -126,7 +126,7 @@ class CommandLine(LightningCLI):
         else:
             self.start = Start(checkpoint=existing(ckpt_path) if ckpt_path else newest_checkpoint(run_dir), step=0)
             if self.start.checkpoint:
-                examine(self.start.checkpoint, training=False)
+                examine(self.start.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         run_dir = self.config["run_dir"]
@@ -181,6 +181,7 @@ def run(command: str, options: list[str]) -> int:
         raise ValueError(explain(str(error))) from error
     checkpoint = cli.start.checkpoint
     if checkpoint:
+        check_contents(checkpoint, training=command == "fit")
         check_weights(checkpoint, cli.model)
         if command == "fit":
             check_loops(checkpoint, cli.trainer)

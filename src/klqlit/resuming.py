@@ -67,7 +67,7 @@ def begin(options: Mapping[str, str], *, run_dir: str, ckpt_path: str | None, re
         rank_zero_info(f"ckpt_path={ckpt_path} is where this run began; it has gone on since")
     if newest is None:
         return Start(checkpoint=None, step=0)
-    examine(newest, training=True)
+    examine(newest)
     saved = saved_options(newest)
     changed = differences(saved, options)
     if ckpt_path is None and is_finished(run_dir) and not any(is_later(options, saved, name) for name in ENDS):

@@ -8,35 +8,14 @@ torch's own records of a checkpoint: what they can read runs no code when torch 
 import io
 import pickle
 from pathlib import Path
-from typing import Any, final
 
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-META = "meta.pt"
-"""What Lightning keeps beside the shards: loops, callbacks, the data module's state."""
+from klqlit.run_folder import META
+from klqlit.strategies.records import RecordsUnpickler
 
 METADATA = ".metadata"
-
-RECORDS = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "device", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath"},
-    "pathlib._local": {"PosixPath", "PurePosixPath", "WindowsPath"},
-    "collections": {"OrderedDict"},
-}
-"""By module, all that a `.metadata` may name: records that hold values and do nothing."""
 
 
 def check_sharded(directory: str) -> None:
@@ -50,7 +29,7 @@ def check_sharded(directory: str) -> None:
     if missing:
         raise _refusal(directory, f"is a directory without {missing[0]}, and so no sharded checkpoint")
     try:
-        metadata = _Records(io.BytesIO((folder / METADATA).read_bytes())).load()
+        metadata = RecordsUnpickler(io.BytesIO((folder / METADATA).read_bytes())).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
         _check_shards(folder, metadata)
@@ -63,16 +42,6 @@ def check_sharded(directory: str) -> None:
     except Exception as error:  # whatever rubbish makes of a reader
         reason = " ".join(str(error).split())[:200]
         raise _refusal(directory, f"is damaged ({type(error).__name__}: {reason})") from error
-
-
-@final
-class _Records(pickle.Unpickler):
-    """Builds torch's records of a checkpoint and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in RECORDS.get(module, ()):
-            raise pickle.UnpicklingError(f"{METADATA} asks for {module}.{name}")
-        return super().find_class(module, name)
 
 
 def _check_shards(folder: Path, metadata: Metadata) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
-from klqlit.checkpoint_files import examine, load
+from klqlit.checkpoint_files import check_contents, examine, load
 from reliability.mutations import spoiled
 from reliability.refusals import fuzz, refusal
 from runs import make_data, make_module, make_trainer
@@ -60,7 +60,8 @@ def examined(path: Path | str, module: Any) -> str | None:
     """What is said of a checkpoint by all that looks at it before the trainer does."""
 
     def look() -> None:
-        examine(str(path), training=True)
+        examine(str(path))
+        check_contents(str(path), training=True)
         check_weights(str(path), module)
 
     message = refusal(look)
@@ -264,7 +265,8 @@ def test_what_only_the_trainer_can_know(whole, place, quitter_dir, tmp_path, mal
     trainer = make_trainer(tmp_path, check, max_steps=3, max_epochs=-1)
 
     def fit() -> None:
-        examine(str(place), training=True)
+        examine(str(place))
+        check_contents(str(place), training=True)
         check_loops(str(place), trainer)
         with restoring(str(place), check):
             trainer.fit(make_module(quitter_dir), make_data(), ckpt_path=str(place), weights_only=True)
@@ -323,7 +325,7 @@ def sharded(tmp_path):
 
 
 def test_a_whole_directory_is_taken(sharded):
-    assert refusal(lambda: examine(str(sharded), training=True)) is None
+    assert refusal(lambda: examine(str(sharded))) is None
 
 
 @pytest.mark.parametrize("name", [".metadata", "meta.pt", "__0_0.distcp"])
@@ -334,14 +336,14 @@ def test_spoiled_directories(sharded, malformed, name):
     @settings(fuzz, max_examples=40)
     def check(bytes_):
         (sharded / name).write_bytes(bytes_)
-        message = refusal(lambda: examine(str(sharded), training=True))
+        message = refusal(lambda: examine(str(sharded)))
         if message is not None:
             assert str(sharded) in message
             malformed["sharded checkpoints of spoiled bytes"] += 1
 
     check()
     (sharded / name).unlink()
-    assert str(sharded) in refusal(lambda: examine(str(sharded), training=True))
+    assert str(sharded) in refusal(lambda: examine(str(sharded)))
 
 
 @pytest.mark.parametrize("where", [".metadata", "meta.pt", "a shard"])
@@ -361,7 +363,7 @@ def test_an_exploding_pickle_in_a_directory_does_not(sharded, tmp_path, malforme
         with (sharded / info.relative_path).open("ab") as file:
             file.write(shard.getvalue())
         (sharded / ".metadata").write_bytes(pickle.dumps(metadata))
-    assert "could run code" in refusal(lambda: examine(str(sharded), training=True))
+    assert "could run code" in refusal(lambda: examine(str(sharded)))
     assert not (tmp_path / "proof").exists()
     malformed["checkpoints that would run code"] += 1
 
@@ -373,5 +375,5 @@ def test_a_directory_does_not_lead_outside(sharded, malformed, name):
     for info in metadata.storage_data.values():
         info.relative_path = name
     (sharded / ".metadata").write_bytes(pickle.dumps(metadata))
-    assert f"it has no file {name!r}" in refusal(lambda: examine(str(sharded), training=True))
+    assert f"it has no file {name!r}" in refusal(lambda: examine(str(sharded)))
     malformed["sharded checkpoints that lead outside"] += 1

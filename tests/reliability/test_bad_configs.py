@@ -42,7 +42,7 @@ def complaint(file, capsys, text: str | bytes) -> str | None:
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     capsys.readouterr()
     try:
-        with bounded(20):
+        with bounded():
             status = main(["fit", f"--config={file}"])
     except Accepted:
         return None

@@ -17,7 +17,9 @@ class SaveConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder: every setting, but no key and no password."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config, skip_unset=False)
+        config = self.config.clone()
+        config.pop("resume", None)  # how this start began; other commands, which read the file too, have no such option
+        text = self.parser.dump(config, skip_unset=False, skip_validation=True)
         settings = yaml.safe_load(text)
         safe = redacted(settings)
         if safe != settings:

@@ -1,23 +1,25 @@
 """Checkpoints of models that are split over ranks: one folder with a file a rank, or one file.
 
 The folder holds tensors in torch's distributed format and everything else in `meta.pt`, as Lightning lays it out. The
-file is the same that any other strategy writes. A folder is examined before torch unpickles what is in it.
+file is the same that any other strategy writes. No pickled object is ever built from either.
 """
 
+import pickle
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from klqlit.sharded_checks import META, check_sharded
+from klqlit.run_folder import META
+from klqlit.strategies.records import RecordsUnpickler
 from klqlit.strategies.sharded_model import whole
 
 State = dict[str, Any]
@@ -63,12 +65,8 @@ def load_sharded(path: Path, state_dict: dict[str, Tensor], parameters: list[lis
 
     Returns:
         The checkpoint as Lightning wants it.
-
-    Raises:
-        ValueError: the folder is damaged, or holds what could run code.
     """
-    check_sharded(str(path))
-    reader = FileSystemReader(str(path))
+    reader = SafeReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
     tensors: State = {"state_dict": {name: own for name, own in state_dict.items() if f"state_dict.{name}" in stored}}
     for i, parameters_of_one in enumerate(parameters):
@@ -86,7 +84,7 @@ def consolidate(folder: str, file: str) -> None:
         file: to write; it appears complete.
 
     Raises:
-        ValueError: `folder` holds no complete checkpoint, or one that could run code.
+        ValueError: `folder` holds no complete checkpoint.
     """
     checkpoint, target = load_whole(Path(folder)), Path(file)
     partial = target.with_name(f".{target.name}.partial")
@@ -98,10 +96,11 @@ def load_whole(folder: Path) -> State:
     """All of a checkpoint's folder, in the main memory of this process.
 
     Raises:
-        ValueError: `folder` holds no complete checkpoint, or one that could run code.
+        ValueError: `folder` holds no complete checkpoint.
     """
-    check_sharded(str(folder))
-    reader = FileSystemReader(str(folder))
+    if not is_sharded(folder):
+        raise ValueError(f"{str(folder)!r} holds no sharded checkpoint: there is no {META} in it")
+    reader = SafeReader(str(folder))
     tensors: State = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), "the folder holds nothing but tensors"
@@ -139,6 +138,22 @@ def check_complete(wanted: Iterable[str], found: Iterable[str]) -> None:
             f"the checkpoint lacks {len(missing)} weights of this model ({named}): it belongs to another; give the "
             "options it was trained with, or another run_dir"
         )
+
+
+@final
+class SafeReader(FileSystemReader):
+    """Reads the distributed format without building pickled objects other than the format's own records."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as file:
+                metadata = RecordsUnpickler(file).load()
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"the checkpoint {str(self.path)!r} cannot be read: {error}") from error
+        if not isinstance(metadata, Metadata):
+            raise ValueError(f"{str(self.path)!r} holds no checkpoint: its .metadata is a {type(metadata).__name__}")
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
 
 
 def _empty_state(stored: dict[str, Any], prefix: str, parameters: list[Tensor]) -> dict[str, dict[str, Tensor]]:
