@@ -16,6 +16,7 @@ def parse(algorithms: tuple[str, ...] = ()) -> argparse.Namespace:
     parser.add_argument("--count", action="store_true", help="count matrix products; times are then useless")
     if algorithms:
         parser.add_argument("--algorithm", choices=algorithms, default=algorithms[0])
+        parser.add_argument("--processes", type=int, default=1, help="data-parallel processes, which share each update")
         parser.add_argument("--overhead", action="store_true", help="split the update into model work and the rest")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

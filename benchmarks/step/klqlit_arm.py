@@ -99,11 +99,17 @@ def main() -> None:
         workload = Workload.load(arguments.directory / "workload.json")
         module = make_module(ALGORITHMS[arguments.algorithm], workload, arguments.directory)
         updates = Updates(count=arguments.count)
-        trainer = make_trainer(scratch, arguments.updates, Clock(updates, parts))
+        devices = {"accelerator": "cpu", "devices": arguments.processes}
+        if arguments.processes > 1:
+            devices["strategy"] = "ddp"
+        trainer = make_trainer(scratch, arguments.updates, Clock(updates, parts), **devices)
         trainer.fit(module, make_data(workload, arguments.directory))
+    if not trainer.is_global_zero:
+        return
     updates.write(
         arguments.out,
         arm=f"klqlit {arguments.algorithm}",
+        ranks=trainer.world_size,
         versions={"lightning": L.__version__, "transformers": transformers.__version__},
         optimizer=f"{type(trainer.optimizers[0]).__name__}, fused={trainer.optimizers[0].defaults['fused']}",
     )
@@ -116,13 +122,16 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def make_module(algorithm: type[RLHFModule], workload: Workload, directory: Path) -> RLHFModule:
+def make_module(
+    algorithm: type[RLHFModule], workload: Workload, directory: Path, *, frozen_dtype: str = "float32", **options: Any
+) -> RLHFModule:
     """Everything at its default but the sizes and the learning rate."""
     return algorithm(
         policy=LanguagePolicy(str(directory / "policy")),
-        reward=RewardModel(str(directory / "reward")),
+        reward=RewardModel(str(directory / "reward"), dtype=frozen_dtype),
         sampler=Sampler(response_length=workload.response_tokens),
         optimization=Optimization(lr=1e-6),
+        **options,
     )
 
 
@@ -137,11 +146,9 @@ def make_data(workload: Workload, directory: Path) -> OnlineDataModule:
     )
 
 
-def make_trainer(scratch: str, updates: int, clock: Clock) -> L.Trainer:
+def make_trainer(scratch: str, updates: int, clock: Clock, **options: Any) -> L.Trainer:
     """As the command line makes it, without validation and checkpoints: no other arm has them."""
     return L.Trainer(
-        accelerator="cpu",
-        devices=1,
         max_epochs=updates,
         num_sanity_val_steps=0,
         limit_val_batches=0,
@@ -154,6 +161,7 @@ def make_trainer(scratch: str, updates: int, clock: Clock) -> L.Trainer:
             TensorBoardLogger(scratch, name="", version="", default_hp_metric=False),
             JSONLinesLogger(f"{scratch}/metrics.jsonl"),
         ],
+        **options,
     )
 
 

@@ -52,7 +52,7 @@ class Updates:
         self.memory_before = peak_memory()
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._machine = Machine()
-        self._update = self._stage = time.perf_counter()
+        self._update = self._stage = now()
         self._name: str | None = None
         if self.work is not None:
             self.work.__enter__()
@@ -60,28 +60,28 @@ class Updates:
     def begin(self) -> None:
         """The first update begins."""
         self._machine.others()
-        self._update = time.perf_counter()
+        self._update = now()
 
     def stage(self, name: str | None) -> None:
         """From here on the time is `name`'s; None for the rest."""
-        now = time.perf_counter()
+        time_now = now()
         if self._name is not None:
-            self._seconds[self._name] += now - self._stage
-        self._name, self._stage = name, now
+            self._seconds[self._name] += time_now - self._stage
+        self._name, self._stage = name, time_now
         if self.work is not None:
             self.work.stage = name or "rest"
 
     def end(self, **more: float) -> None:
         """The update is done, and the next begins."""
         self.stage(None)
-        now = time.perf_counter()
-        total = now - self._update
+        end = now()
+        total = end - self._update
         row = {"total": total, **self._seconds, "rest": total - sum(self._seconds.values())}
         row |= {"others": self._machine.others(), **more}
         if self.work is not None:
             row["work"] = self.work.lap()
         self.rows.append(row)
-        self._update, self._seconds = now, dict.fromkeys(STAGES, 0.0)
+        self._update, self._seconds = end, dict.fromkeys(STAGES, 0.0)
 
     def write(self, file: Path, **about: Any) -> None:
         """Write the rows with what is known of the arm."""
@@ -98,6 +98,17 @@ class Updates:
         file.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
+def now() -> float:
+    """Seconds; what is queued on a GPU is waited for first."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    """Largest resident memory of this program so far, in MB.
+
+    (`getrusage` would also count what the process that started this one held at that moment.)
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from step.measuring import STAGES
-from step.overhead import MODEL_WORK, REST, share
+from step.overhead import MODEL_WORK, share
 from step.page import table
 
 CLEAN = 0.05
@@ -131,7 +131,7 @@ def overhead(runs: list[Run]) -> dict[str, Any]:
         return {"share": None, "pieces": {}}
     total = sum(sum(row["parts"].values()) for row in rows)
     names = dict.fromkeys(name for row in rows for name in row["parts"])
-    pieces = {name: sum(row["parts"].get(name, 0.0) for row in rows) / total for name in [*names, REST]}
+    pieces = {name: sum(row["parts"].get(name, 0.0) for row in rows) / total for name in names}
     return {"share": share(rows), "pieces": pieces}
 
 

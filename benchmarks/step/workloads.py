@@ -5,6 +5,7 @@ Needs torch, transformers and tokenizers alone, since the peer runs in an enviro
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,21 +75,27 @@ TINY = Workload(
 )
 
 
-def write(workload: Workload, directory: Path, *, prompts: int, seed: int = 1) -> Path:
+def write(
+    workload: Workload,
+    directory: Path,
+    *,
+    prompts: int,
+    models: Sequence[str] = ("policy", "reward", "value"),
+    seed: int = 1,
+) -> Path:
     """Models, tokenizer and prompts of a workload as files below `directory`, which is returned.
 
-    `policy` (also the reference and the trunk of nothing else), `reward` and `value` are Hugging Face directories of
-    random weights; `prompts.json` holds rows of token ids.
+    Each model is a Hugging Face directory of random weights: `policy`, which is the reference too, and the
+    sequence classifiers `reward` and `value`. `prompts.json` holds rows of token ids.
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(workload)
-    policy = GPTNeoXForCausalLM(config(workload))
-    set_hazard(policy, workload)
-    for name, model in {
-        "policy": policy,
-        "reward": GPTNeoXForSequenceClassification(config(workload, num_labels=1)),
-        "value": GPTNeoXForSequenceClassification(config(workload, num_labels=1)),
-    }.items():
+    for name in models:
+        if name == "policy":
+            model = GPTNeoXForCausalLM(config(workload))
+            set_hazard(model, workload)
+        else:
+            model = GPTNeoXForSequenceClassification(config(workload, num_labels=1))
         model.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
     ids = torch.randint(1, workload.pad, (prompts, workload.prompt_tokens))
