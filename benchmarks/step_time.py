@@ -103,7 +103,9 @@ def ratios(names: list[str], runs: dict[str, Any], found: dict[str, Any]) -> dic
 
 def line(run: dict[str, Any]) -> str:
     """A turn in short."""
-    each = ", ".join(f"{row['total']:.2f} s ({row['others']:.0%} others)" for row in run["rows"][1:])
+    each = ", ".join(
+        f"{row['total']:.2f} s ({row['cpu']:.2f} s CPU, others {row['others']:.0%})" for row in run["rows"][1:]
+    )
     return f"{each}, peak {run['peak_memory_mb']:.0f} MB"
 
 

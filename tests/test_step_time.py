@@ -21,7 +21,7 @@ from step.workloads import EOS, TINY, as_text, read_prompts, write
 
 def row(total, others=0.0, **more):
     stages = dict.fromkeys(STAGES, total / 4)
-    return {"total": total, **stages, "rest": total / 4, "others": others, "length": 5.0, **more}
+    return {"total": total, **stages, "rest": total / 4, "others": others, "cpu": 2 * total, "length": 5.0, **more}
 
 
 def run(*rows):
@@ -69,7 +69,9 @@ def test_stages_and_rest_add_up_to_the_update() -> None:
 def test_another_process_shows_in_the_machine_s_load() -> None:
     machine = Machine()
     subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
-    assert machine.others() > 0.5 / (os.cpu_count() or 1)
+    found = machine.lap()
+    assert found["others"] > 0.5 / (os.cpu_count() or 1)
+    assert found["cpu"] < 0.5
 
 
 def test_peak_memory_sees_what_was_allocated() -> None:
@@ -98,6 +100,8 @@ def test_disturbed_updates_and_the_first_do_not_count() -> None:
     assert found["seconds"]["total"] == 3.0
     assert found["episodes_per_second"] == 2.0
     assert (found["clean_updates"], found["updates"]) == (2, 3)
+    # CPU seconds grow little when others disturb: all updates count.
+    assert found["cpu"] == 8.0
 
 
 def test_ratios_are_those_of_one_round() -> None:

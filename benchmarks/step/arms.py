@@ -69,5 +69,5 @@ def wait_for_quiet(seconds: float, limit: float) -> None:
     machine, end = Machine(), time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(2)
-        if machine.others() < limit:
+        if machine.lap()["others"] < limit:
             return

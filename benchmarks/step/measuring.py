@@ -19,16 +19,16 @@ STAGES = ("generation", "scoring", "optimization")
 
 @final
 class Machine:
-    """CPU seconds that other processes used, as a share of the machine, between two readings."""
+    """CPU seconds of this process, and those of all others as a share of the machine, between two readings."""
 
     def __init__(self) -> None:
         self._last = self._read()
 
-    def others(self) -> float:
-        """The share since the last reading, in [0, 1]."""
+    def lap(self) -> dict[str, float]:
+        """Since the last reading: `cpu`, this process's seconds on all cores; `others`, a share in [0, 1]."""
         then, self._last = self._last, self._read()
         elapsed, busy, own = (now - before for now, before in zip(self._last, then, strict=True))
-        return max(0.0, busy - own) / (elapsed * (os.cpu_count() or 1))
+        return {"cpu": own, "others": max(0.0, busy - own) / (elapsed * (os.cpu_count() or 1))}
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
@@ -59,7 +59,7 @@ class Updates:
 
     def begin(self) -> None:
         """The first update begins."""
-        self._machine.others()
+        self._machine.lap()
         self._update = now()
 
     def stage(self, name: str | None) -> None:
@@ -77,7 +77,7 @@ class Updates:
         end = now()
         total = end - self._update
         row = {"total": total, **self._seconds, "rest": total - sum(self._seconds.values())}
-        row |= {"others": self._machine.others(), **more}
+        row |= {**self._machine.lap(), **more}
         if self.work is not None:
             row["work"] = self.work.lap()
         self.rows.append(row)

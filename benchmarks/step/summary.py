@@ -20,13 +20,17 @@ def clean_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def summarise(runs: list[Run], rollouts: int) -> dict[str, Any]:
-    """Medians over all clean updates of an arm's runs; None where there are none."""
+    """Medians over all clean updates of an arm's runs; None where there are none.
+
+    CPU seconds, of which others take little, are a median over all updates.
+    """
     rows = [row for run in runs for row in clean_rows(run)]
     every = [row for run in runs for row in run["rows"][1:]]
     seconds = {name: median(row[name] for row in rows) for name in ("total", *STAGES, "rest")} if rows else None
     return {
         "seconds": seconds,
         "episodes_per_second": rollouts / seconds["total"] if seconds else None,
+        "cpu": median(row["cpu"] for row in every),
         "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
         "memory_before_mb": max(run["memory_before_mb"] for run in runs),
         "updates": len(every),
@@ -69,7 +73,18 @@ def describe(sizes: dict[str, Any]) -> str:
 
 def arms_table(found: dict[str, Any]) -> str:
     """Seconds, episodes and memory."""
-    head = ["", "s an update", *STAGES, "rest", "episodes/s", "peak MB", "mean length", "clean updates", "others"]
+    head = [
+        "",
+        "s an update",
+        *STAGES,
+        "rest",
+        "episodes/s",
+        "CPU s",
+        "peak MB",
+        "mean length",
+        "clean updates",
+        "others",
+    ]
     rows = []
     for name, arm in found["summary"].items():
         seconds = arm["seconds"] or {}
@@ -78,6 +93,7 @@ def arms_table(found: dict[str, Any]) -> str:
                 name,
                 *(number(seconds.get(key)) for key in ("total", *STAGES, "rest")),
                 number(arm["episodes_per_second"]),
+                number(arm["cpu"]),
                 f"{arm['peak_memory_mb']:,.0f}",
                 f"{arm['length']:.1f}",
                 f"{arm['clean_updates']} of {arm['updates']}",
