@@ -33,7 +33,7 @@ def run(*rows):
 
 @pytest.mark.parametrize("hazard", [0.0, 0.05, 0.5])
 def test_eos_has_the_same_probability_at_every_token(hazard, tmp_path) -> None:
-    workload = replace(TINY, hidden=64, vocab=4096, hazard=hazard)
+    workload = replace(TINY, hidden=256, vocab=4096, hazard=hazard)
     policy = GPTNeoXForCausalLM.from_pretrained(write(workload, tmp_path, prompts=4, models=["policy"]) / "policy")
     with torch.no_grad():
         logits = policy(torch.tensor(read_prompts(tmp_path))).logits
