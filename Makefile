@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two for the suite's own workers; more only costs memory on a laptop.
 WORKERS ?= 2
 
-.PHONY: quickstart test lint mutation clean
+.PHONY: quickstart test lint mutation soak clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ lint: $(VENV)/installed
 
 mutation: $(VENV)/installed  ## flip every sign in functional/ and see a test fail
 	$(BIN)/python tests/mutation.py
+
+soak: $(VENV)/installed  ## kill runs at random moments 60 times, and compare what comes of them: half an hour
+	$(BIN)/python tests/reliability/soak.py --kills 60
 
 clean:
 	rm -rf $(VENV) runs

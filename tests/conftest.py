@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from builders import save, tiny_language_model, tiny_tokenizer
 from runs import quitter
+
+MALFORMED = "malformed"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,3 +38,26 @@ def quitter_dir(tmp_path_factory):
     """A tiny model that ends about one response in six at each token, so that lengths differ."""
     tokenizer = tiny_tokenizer()
     return save(tmp_path_factory.mktemp("quitter"), quitter(tokenizer), tokenizer)
+
+
+@pytest.fixture
+def malformed(record_property):
+    """Malformed inputs by kind that a test tried, each refused or repaired as it should be. Reported at the end."""
+    tally = Counter()
+    record_property(MALFORMED, tally)
+    return tally
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Sums over the tests of all workers: what a test records travels with its report."""
+    total = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.when == "call":
+                for name, tally in report.user_properties:
+                    total.update(tally if name == MALFORMED else {})
+    if total:
+        terminalreporter.section("malformed inputs", sep="-")
+        for kind, count in sorted(total.items()):
+            terminalreporter.write_line(f"{count:6,} {kind}")
+        terminalreporter.write_line(f"{total.total():6,} malformed inputs in all, each refused in one line or repaired")

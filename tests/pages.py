@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LOOP = re.compile(r"for (\w+) in (.+?); do (.+); done$")
 _HEREDOC = re.compile(r"^cat > (\S+) <<'(\w+)'\n(.*?)^\2$\n?", re.MULTILINE | re.DOTALL)
 
 
@@ -39,9 +40,9 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each command, without comments; a command may go on after a backslash."""
+        """The words of each command, without comments; a command may go on after a backslash. A loop is unrolled."""
         rest = _HEREDOC.sub("", self.text).replace("\\\n", " ")
-        lines = [part for line in rest.splitlines() for part in line.split(" && ")]
+        lines = [part for line in rest.splitlines() for turn in _unrolled(line) for part in turn.split(" && ")]
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -102,6 +103,14 @@ def section(page: Path, heading: str) -> str:
 def first_cells(text: str) -> list[str]:
     """Names in backticks in the first column of a text's tables."""
     return [name for line in text.splitlines() if line.startswith("| `") for name in _names(line.split(" | ")[0])]
+
+
+def _unrolled(line: str) -> list[str]:
+    """The body of `for NAME in WORDS; do BODY; done` for each word; any other line as it is."""
+    if (loop := _LOOP.match(line)) is None:
+        return [line]
+    name, words, body = loop.groups()
+    return [body.replace(f"${name}", word) for word in shlex.split(words)]
 
 
 def _output(rest: str) -> str | None:

@@ -25,7 +25,7 @@ from pages import PAGES, ROOT, Block, anchors, blocks, first_cells, links, quote
 from runs import make_data, make_module, make_trainer, vowels
 
 METRICS = ROOT / "docs" / "metrics.md"
-FREE = {"cat", "cd", "git", "hf", "mkdir", "source", "tensorboard"}
+FREE = {"cat", "cd", "git", "hf", "mkdir", "scontrol", "source", "squeue", "tail", "tensorboard"}
 """Commands that are not ours to check."""
 SMALLER = {"max_epochs=100": "max_epochs=1", "rollouts=192": "rollouts=8"}
 """Sizes in python blocks, and what a test takes instead."""
@@ -37,7 +37,7 @@ by_place = {"ids": lambda block: block.where}
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, policy_dir, reward_dir):
     """The repository's root as a reader has it after the stages that a page speaks of, with tiny models."""
-    for folder in ("configs", "examples", "benchmarks"):
+    for folder in ("configs", "examples", "benchmarks", "scripts"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     language_models = [
         "models/policy",
@@ -99,6 +99,8 @@ def check_command(words: list[str], monkeypatch, capsys) -> None:
         check_options(rest[2:], monkeypatch, capsys)
     elif Path(program).name in ("python", "python3") and rest[0].endswith(".py"):
         check_script(rest, monkeypatch, capsys)
+    elif program == "sbatch":
+        check_job(rest, monkeypatch, capsys)
     else:
         assert program in FREE or rest[:2] in (["-m", "venv"], ["-m", "pytest"]), f"unknown command {words}"
 
@@ -125,6 +127,23 @@ def check_options(options: list[str], monkeypatch, capsys) -> None:
         CommandLine(command, options)
 
 
+def check_job(words: list[str], monkeypatch, capsys) -> None:
+    """What stands before the script is SLURM's: an option that the script sets too, or one of the few others that the
+    pages use. What follows it is read as the script hands it on."""
+    place = words.index("scripts/klqlit.sbatch")
+    script = (ROOT / words[place]).read_text()
+    own = set(re.findall(r"^#SBATCH (--[\w-]+)", script, re.MULTILINE))
+    other = {"--account", "--array", "--dependency", "--no-requeue", "--partition"}
+    assert {option.split("=")[0] for option in words[:place]} <= own | other, words
+    options = words[place + 1 :]
+    if any(option.startswith("--array") for option in words[:place]):
+        assert "${seed_everything}" in " ".join(options), words
+        options = [*options, "--seed_everything", "3"]
+    command = re.search(r'python -m klqlit (.+) "\$@"$', script, re.MULTILINE)
+    assert command
+    check_options([*command[1].split(), *options], monkeypatch, capsys)
+
+
 def check_script(words: list[str], monkeypatch, capsys) -> None:
     """Values are read by the script's own parser before its help ends it; the help lists every option."""
     script, *options = words
@@ -137,10 +156,26 @@ def check_script(words: list[str], monkeypatch, capsys) -> None:
     assert all(f"{option.split('=')[0]} " in text for option in options if option.startswith("--")), words
 
 
-@pytest.mark.parametrize("words", [["make", "nothing"], ["pip", "install", ".[nothing]"], ["rm", "-rf", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["make", "nothing"],
+        ["pip", "install", ".[nothing]"],
+        ["rm", "-rf", "x"],
+        ["sbatch", "--gpu=1", "scripts/klqlit.sbatch", "--config=configs/tldr_klq.yaml"],
+        ["sbatch", "--array=1-5", "scripts/klqlit.sbatch", "--config=configs/tldr_klq.yaml"],
+    ],
+)
 def test_wrong_commands_are_found(words: list[str], monkeypatch, capsys) -> None:
     with pytest.raises(AssertionError):
         check_command(words, monkeypatch, capsys)
+
+
+def test_wrong_options_after_a_job_script_are_found(workplace: Path, monkeypatch, capsys) -> None:
+    with pytest.raises(ValueError, match="teu"):
+        check_command(
+            ["sbatch", "scripts/klqlit.sbatch", "--config=configs/tldr_klq.yaml", "--model.teu=1"], monkeypatch, capsys
+        )
 
 
 def test_wrong_options_of_other_commands_are_found(monkeypatch, capsys) -> None:
@@ -234,7 +269,10 @@ def test_the_index_lists_every_page() -> None:
     }
 
 
-def test_error_messages_are_the_codes() -> None:
+@pytest.mark.parametrize(
+    ("page", "heading"), [("train.md", "Errors and their way out"), ("slurm.md", "Layouts that do not fit")]
+)
+def test_error_messages_are_the_codes(page: str, heading: str) -> None:
     """The pieces between the dots of each message in the table stand in a string of the package."""
     strings = [
         node.value
@@ -242,7 +280,7 @@ def test_error_messages_are_the_codes() -> None:
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    messages = first_cells(section(ROOT / "docs" / "train.md", "Errors and their way out"))
+    messages = first_cells(section(ROOT / "docs" / page, heading))
     assert messages
     for message in messages:
         for piece in filter(None, message.split("...")):

@@ -47,6 +47,7 @@ _HOMES = {
     "Source": "klqlit.data.source",
     "TableSource": "klqlit.data.columns",
     "TLDRSummaries": "klqlit.data.tldr",
+    "FullySharded": "klqlit.strategies.fully_sharded",
     "Export": "klqlit.callbacks.export",
     "JudgedWinRate": "klqlit.callbacks.judged",
     "Progress": "klqlit.callbacks.progress",

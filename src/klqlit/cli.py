@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
+from types import TracebackType
 
 COMMANDS = {
     "fit": "train: supervised fine-tuning, reward modelling, KLQ, PPO or your own objective",
@@ -16,9 +17,10 @@ COMMANDS = {
     "judge": "compare two policies' completions pairwise, and say how sure the comparison is",
     "analyse": "win rates and their intervals from a file of verdicts",
     "report": "one HTML page of runs and comparisons",
+    "consolidate": "one file of a checkpoint that several processes wrote in parts",
 }
 
-OTHER_COMMANDS = ("judge", "analyse", "report")
+OTHER_COMMANDS = ("judge", "analyse", "report", "consolidate")
 """Those that do not go through Lightning's command line."""
 
 USAGE = """usage: python -m klqlit COMMAND [--config FILE ...] [--option value ...]
@@ -38,7 +40,7 @@ def main(arguments: list[str]) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, or 2 where the user's input was at fault.
+        The exit status: 0, 2 where the run cannot go on, or 128 and the number of the signal that stopped it.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -56,13 +58,22 @@ def main(arguments: list[str]) -> int:
 
 def usage() -> str:
     """The help text."""
-    return USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
+    return USAGE.format(commands="\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items()))
 
 
 def fail(message: str) -> int:
-    """One line on the error stream."""
-    print(f"klqlit: error: {message}", file=sys.stderr)
+    """One line on the error stream, without keys and passwords."""
+    from klqlit.redaction import hide
+
+    print(f"klqlit: error: {' '.join(hide(message).splitlines())}", file=sys.stderr)
     return 2
+
+
+def show_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A whole traceback on the error stream, without keys and passwords: as Python's `sys.excepthook`."""
+    from klqlit.redaction import hide
+
+    print(hide("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def _run(command: str, options: list[str]) -> int:
@@ -75,9 +86,9 @@ def _run(command: str, options: list[str]) -> int:
         else:
             from klqlit.command_line import run
 
-            run(command, options)
+            return run(command, options)
     except (ValueError, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
-            traceback.print_exc()
+            show_trace(type(error), error, error.__traceback__)
         return fail(str(error))
     return 0

@@ -3,28 +3,41 @@
 import logging
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, NoReturn, final
 
 import lightning as L
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
+from omegaconf.errors import OmegaConfBaseException
 from transformers.utils import logging as transformers_logging
 
 from klqlit.algorithms.base import RLHFModule
+from klqlit.callbacks.checkpoints import CheckpointNotWritten, Checkpoints, StreamedCheckpointIO
 from klqlit.callbacks.completions import CompletionWriter
 from klqlit.callbacks.critic_record import CriticRecord
 from klqlit.callbacks.export import Export
-from klqlit.callbacks.final_checkpoint import FinalCheckpoint
+from klqlit.callbacks.options_record import OptionsRecord
 from klqlit.callbacks.progress import Progress
 from klqlit.callbacks.run_record import RunRecord
+from klqlit.callbacks.saved_config import SaveConfig
+from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
+from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
+from klqlit.checkpoint_files import examine
+from klqlit.config_files import check_configs, prepare_parser
+from klqlit.factories import check_factories
 from klqlit.loggers import JSONLinesLogger
+from klqlit.loopback import with_loopback
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
+from klqlit.redaction import redacted
+from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
+from klqlit.run_folder import checkpoint_folder, newest_checkpoint
+from klqlit.slurm import devices_in_job, requeue, with_environment
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -42,6 +55,7 @@ NOISE = (
     ".*Checkpoint directory .* exists.*",  # starting again in the same folder is how a run continues
     ".*sync_dist=True.*",  # what is logged is the same on all ranks already
     ".*args parameter is intended to run from within Python.*",
+    ".*`srun` command is available.*",  # within a job the layout is checked
 )
 
 
@@ -69,9 +83,8 @@ class CommandLine(LightningCLI):
             seed_everything_default=1,
             auto_configure_optimizers=False,
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
-            # Starting again in the same folder is how a run continues.
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig if command == "fit" else None,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_class=Parser,
             load_from_checkpoint_support=False,
             parser_kwargs={
@@ -86,49 +99,88 @@ class CommandLine(LightningCLI):
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="checkpoint to use instead of the run folder's newest"
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        # Two are kept, so that a torn one never leaves a run with none.
-        parser.set_defaults({"checkpoint.save_top_k": 2, "checkpoint.monitor": "step", "checkpoint.mode": "max"})
-        # With the validation, as is Lightning's default, `every_n_epochs` would be ignored between two of them.
-        parser.set_defaults({"checkpoint.save_on_train_epoch_end": True})
-        parser.set_defaults({"checkpoint.filename": "step-{step}", "checkpoint.auto_insert_metric_name": False})
-        parser.link_arguments("run_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+        if self.command == "fit":
+            parser.add_argument(
+                "--resume",
+                type=Resume,
+                default="auto",
+                help="auto: go on from the newest checkpoint in run_dir, if any; never: refuse to, if there is one",
+            )
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.link_arguments(
+            "run_dir", "checkpoint.directory", compute_fn=lambda run_dir: str(checkpoint_folder(run_dir))
+        )
         parser.link_arguments("run_dir", "trainer.default_root_dir")
+
+    def before_instantiate_classes(self) -> None:
+        check_factories(self.config)
+        trainer = self.config["trainer"]
+        trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
+        run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
+        if self.command == "fit":
+            self.options = flat(redacted(self.config.as_dict()))
+            self.start = begin(self.options, run_dir=run_dir, ckpt_path=ckpt_path, resume=self.config["resume"])
+        else:
+            self.start = Start(checkpoint=existing(ckpt_path) if ckpt_path else newest_checkpoint(run_dir), step=0)
+            if self.start.checkpoint:
+                examine(self.start.checkpoint, training=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         run_dir = self.config["run_dir"]
-        extra: list[L.Callback] = [Progress()]
+        self.restored = RestoreCheck()
+        extra: list[L.Callback] = [Progress(), self.restored]
         if self.command == "fit":
-            # The run's record comes last: a run is finished when its model is exported.
-            extra += [FinalCheckpoint(checkpoint_folder(run_dir)), Export(), RunRecord()]
+            # A run is finished, in its record, when its model is exported.
+            extra += [OptionsRecord(self.options), Export(), RunRecord()]
+            extra.append(StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue]))
         if self.command == "fit" and isinstance(self.model, RLHFModule):
             extra.append(CriticRecord())
         if self.command == "predict":
             extra.append(CompletionWriter(f"{run_dir}/completions.jsonl"))
-        configured = self._get(self.config_init, "trainer")["callbacks"] or []
+        configured = self._get(self.config_init, "trainer")
         loggers = [
-            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+            # What an earlier start logged of the steps that are taken again is not shown twice.
+            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=self.start.step),
             JSONLinesLogger(f"{run_dir}/metrics.jsonl"),
         ]
         return super().instantiate_trainer(
-            callbacks=[*configured, *extra], logger=loggers if self.command == "fit" else False, **kwargs
+            callbacks=[*(configured["callbacks"] or []), *extra],
+            plugins=with_loopback(
+                with_environment(with_streamed_checkpoints(configured["plugins"])), configured["num_nodes"]
+            ),
+            logger=loggers if self.command == "fit" else False,
+            **kwargs,
         )
 
 
-def run(command: str, options: list[str]) -> None:
+def run(command: str, options: list[str]) -> int:
     """Parse the options, build what they name, and run the command.
 
+    Returns:
+        The exit status: 0, or the one that a signal asks for.
+
     Raises:
-        ValueError: an option, file, model or row is unusable.
+        ValueError: an option, file, model or row is unusable, or the disk is full.
     """
     quieten()
     # LanguageModel is final, but a function may build one: `class_path: klqlit.models.scratch.new_language_model`.
     set_parsing_settings(subclasses_enabled=[LanguageModel])
+    prepare_parser()
+    check_configs(options)
     try:
         cli = CommandLine(command, options)
-    except ValueError as error:
+    except AlreadyFinished as finished:
+        rank_zero_info(str(finished))
+        return 0
+    except RecursionError as error:
+        raise ValueError("the configuration refers to itself without end: look for `${...}` and anchors") from error
+    except (ValueError, OmegaConfBaseException) as error:
         raise ValueError(explain(str(error))) from error
-    checkpoint = chosen_checkpoint(cli.config["ckpt_path"], cli.config["run_dir"])
+    checkpoint = cli.start.checkpoint
+    if checkpoint:
+        check_weights(checkpoint, cli.model)
+        if command == "fit":
+            check_loops(checkpoint, cli.trainer)
     if command == "predict" and not isinstance(cli.model, RLHFModule):
         raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:
@@ -136,15 +188,22 @@ def run(command: str, options: list[str]) -> None:
     elif command != "fit":
         rank_zero_info(f"there is no checkpoint in {cli.config['run_dir']}: using the weights the model starts from")
     shared: dict[str, Any] = {"datamodule": cli.datamodule, "ckpt_path": checkpoint, "weights_only": True}
-    if command == "predict":
-        cli.trainer.predict(cli.model, return_predictions=False, **shared)
-    else:
-        entries: dict[str, Callable[..., Any]] = {
-            "fit": cli.trainer.fit,
-            "validate": cli.trainer.validate,
-            "test": cli.trainer.test,
-        }
-        entries[command](cli.model, **shared)
+    entries: dict[str, Callable[..., Any]] = {
+        "fit": cli.trainer.fit,
+        "validate": cli.trainer.validate,
+        "test": cli.trainer.test,
+        "predict": partial(cli.trainer.predict, return_predictions=False),
+    }
+    try:
+        with restoring(checkpoint, cli.restored):
+            entries[command](cli.model, **shared)
+    except Stopped as stopped:
+        rank_zero_info(str(stopped))
+        # Lightning ends all processes at once when one that it started reports a fault.
+        return stopped.status if cli.trainer.is_global_zero else 0
+    except CheckpointNotWritten as error:
+        raise ValueError(str(error)) from error
+    return 0
 
 
 def quieten() -> None:
@@ -158,26 +217,12 @@ def quieten() -> None:
     )
 
 
-def checkpoint_folder(run_dir: str) -> str:
-    """Where a run keeps its checkpoints."""
-    return str(Path(run_dir) / "checkpoints")
+def folder_name(run_dir: str) -> str:
+    """Where a run keeps its checkpoints, as an option's value."""
+    return str(checkpoint_folder(run_dir))
 
 
-def chosen_checkpoint(ckpt_path: str | None, run_dir: str) -> str | None:
-    """The checkpoint the user names, else the run folder's newest, if there is any.
-
-    Raises:
-        ValueError: there is no file at `ckpt_path`.
-    """
-    if ckpt_path is None:
-        return newest_checkpoint(run_dir)
-    if not Path(ckpt_path).exists():
-        raise ValueError(f"there is no checkpoint at ckpt_path={ckpt_path!r}; leave it out for the run folder's newest")
-    return ckpt_path
-
-
-def newest_checkpoint(run_dir: str) -> str | None:
-    """The checkpoint with the most steps in a run's folder, if there is any."""
-    found = Path(checkpoint_folder(run_dir)).glob("step-*.ckpt")
-    steps = {int(path.stem.removeprefix("step-")): str(path) for path in found if path.stem[5:].isdigit()}
-    return steps[max(steps)] if steps else None
+def with_streamed_checkpoints(configured: Any) -> list[Any]:
+    """The trainer's plugins, with one of ours where none of them writes checkpoints."""
+    plugins = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return plugins if any(isinstance(p, CheckpointIO) for p in plugins) else [*plugins, StreamedCheckpointIO()]

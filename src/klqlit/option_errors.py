@@ -60,5 +60,16 @@ def _option_names() -> set[str]:
     """Names of all arguments of the public classes, of the Trainer, and of the command line itself."""
     classes = [L.Trainer, *(klqlit.__getattr__(name) for name in klqlit.__all__ if name != "__version__")]
     names = {name for kind in classes for name in signature(kind.__init__).parameters}
-    top = {"model", "data", "trainer", "config", "run_dir", "ckpt_path", "seed_everything", "checkpoint", "class_path"}
-    return (names | top) - {"self", "base", "args", "kwargs"}
+    top = {
+        "model",
+        "data",
+        "trainer",
+        "config",
+        "run_dir",
+        "ckpt_path",
+        "resume",
+        "seed_everything",
+        "checkpoint",
+        "class_path",
+    }
+    return (names | top | {"class_path"}) - {"self", "base", "args", "kwargs"}

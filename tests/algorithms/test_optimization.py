@@ -112,27 +112,38 @@ def test_arguments_out_of_range_are_refused(option, message):
         Optimization(**option)
 
 
-def test_a_lower_rate_given_on_resume_wins_over_the_checkpoints():
-    state = {
-        "optimizer_states": [
-            {
-                "param_groups": [
-                    {"name": "policy", "lr": 5e-4, "initial_lr": 1e-3},
-                    {"name": "critic", "lr": 1e-3, "initial_lr": 2e-3},
-                ]
-            }
-        ],
-        "lr_schedulers": [{"base_lrs": [1e-3, 2e-3]}],
-    }
-    Optimization(lr=1e-4, critic_lr=2e-3).restore_rates(state)
-    policy, critic = state["optimizer_states"][0]["param_groups"]
-    assert policy["lr"] == pytest.approx(5e-5)
-    assert policy["initial_lr"] == 1e-4
-    assert (critic["lr"], critic["initial_lr"]) == (1e-3, 2e-3)
-    assert state["lr_schedulers"][0]["base_lrs"] == [1e-4, 2e-3]
+@pytest.fixture
+def resumed(quitter_dir, tmp_path):
+    """`resumed(**options)`: the rates at each step of a run that goes on with these, and its optimizer's groups."""
+    given = {"lr": 1e-3, "critic_lr": 2e-3, "warmup_steps": 5}
+    first = make_trainer(tmp_path, max_epochs=1)
+    first.fit(make_module(quitter_dir, optimization=Optimization(**given)), make_data())
+    first.save_checkpoint(tmp_path / "at.ckpt")
+
+    def go_on(**options):
+        watch, trainer = Watch(), None
+        trainer = make_trainer(tmp_path, watch, max_epochs=2)
+        module = make_module(quitter_dir, optimization=Optimization(**(given | options)))
+        trainer.fit(module, make_data(), ckpt_path=tmp_path / "at.ckpt", weights_only=True)
+        return watch.rates, trainer.optimizers[0].param_groups
+
+    return go_on
 
 
-def test_a_checkpoint_of_weights_alone_has_no_rates_to_restore():
-    state = {"state_dict": {}}
-    Optimization(lr=1e-4).restore_rates(state)
-    assert state == {"state_dict": {}}
+def test_options_given_on_resume_win_over_the_checkpoints(resumed, caplog):
+    caplog.set_level("INFO")
+    rates, groups = resumed(lr=1e-4, weight_decay=0.1, betas=(0.8, 0.99))
+    # Step 4 of a warm-up over 5: the schedule goes on where it was.
+    assert rates[0] == pytest.approx([1e-4 * 5 / 6, 2e-3 * 5 / 6])
+    assert rates[1] == pytest.approx([1e-4, 2e-3])
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1]
+    assert groups[0]["betas"] == (0.8, 0.99)
+    assert "the policy's lr is 0.0001 from here on; it was 0.001" in caplog.text
+    assert "the critic's lr" not in caplog.text
+
+
+def test_unchanged_options_leave_the_checkpoints_as_they_are(resumed, caplog):
+    caplog.set_level("INFO")
+    rates, _ = resumed()
+    assert rates[0] == pytest.approx([1e-3 * 5 / 6, 2e-3 * 5 / 6])
+    assert "from here on" not in caplog.text

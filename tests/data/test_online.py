@@ -1,5 +1,7 @@
 """Prompts, phases and minibatches of the online data module."""
 
+from typing import final
+
 import lightning as L
 import pytest
 import torch
@@ -243,10 +245,43 @@ def test_state_within_a_phase_holds_its_rows(fit):
     assert len(unflatten(state["experience"])) == 8
 
 
-def test_a_phase_under_way_keeps_its_size(fit):
-    _, _, data = fit(trainer={"max_steps": 6, "max_epochs": -1})
-    with pytest.raises(ValueError, match=r"within a phase of 8 rollouts, but data\.rollouts=16"):
-        make_data(rollouts=16).load_state_dict(data.state_dict())
+@pytest.mark.parametrize(
+    ("options", "trainer", "change"),
+    [
+        ({"rollouts": 16}, {}, r"data\.rollouts was 8 and is 16"),
+        ({"epochs": 3}, {}, r"data\.epochs was 2 and is 3"),
+        ({"seed": 5}, {}, r"data\.seed was 0 and is 5"),
+        ({}, {"accumulate_grad_batches": 2}, r"trainer\.accumulate_grad_batches was 1 and is 2"),
+    ],
+)
+def test_the_rest_of_a_phase_is_dealt_as_it_began(quitter_dir, tmp_path, options, trainer, change):
+    def fit(phases, trainer, ckpt_path=None, **options):
+        runner = make_trainer(tmp_path, Save(tmp_path), max_epochs=phases, **trainer)
+        module = make_module(quitter_dir, KLQ, sampler=Sampler(response_length=2))
+        runner.fit(module, make_data(**options), ckpt_path=ckpt_path, weights_only=True)
+        return runner.global_step
+
+    fit(2, {})
+    with pytest.raises(ValueError, match=rf"in the middle of its phase, the rest of which cannot .* {change}"):
+        fit(2, trainer, tmp_path / "3.ckpt", **options)
+    # From the end of a phase it goes on.
+    assert fit(2, trainer, tmp_path / "4.ckpt", **options) > 4
+
+
+@final
+class Save(L.Callback):
+    """Saves after the first phase and within it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 3:
+            trainer.save_checkpoint(self.folder / "3.ckpt")
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(self.folder / "4.ckpt")
 
 
 def test_a_cut_epoch_goes_on_with_the_same_phase(fit):

@@ -224,6 +224,18 @@ def test_a_resumed_run_sees_what_the_whole_run_would_have_seen(source, tmp_path,
     assert not [w for w in recwarn if "not resumable" in str(w.message)]
 
 
+def test_the_rest_of_an_epoch_is_dealt_as_it_began(source, tmp_path):
+    every = L.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    first = {"max_epochs": 1, "enable_checkpointing": True, "callbacks": [every]}
+    fit(Recorder(), CompletionDataModule(source, batch_size=2), tmp_path, **first)
+    changed = CompletionDataModule(source, batch_size=3)
+    with pytest.raises(ValueError, match=r"stands in the middle of its epoch.*data.batch_size was 2 and is 3"):
+        fit(Recorder(), changed, tmp_path, max_epochs=2, ckpt_path=tmp_path / "step=4.ckpt")
+    again = Recorder()
+    fit(again, CompletionDataModule(source, batch_size=3), tmp_path, max_epochs=2, ckpt_path=tmp_path / "step=9.ckpt")
+    assert len(again.seen) == 6
+
+
 def test_long_rows_are_cut_and_counted_in_one_line(source, tmp_path, caplog):
     module = Recorder()
     with caplog.at_level("INFO"):

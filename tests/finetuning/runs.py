@@ -62,10 +62,10 @@ def fit(module: Finetuning, data: L.LightningDataModule, directory: Path, **opti
 
 
 def gradients(stage: str, directory: Path, *, batch_size: int, **options) -> tuple[list[list[torch.Tensor]], dict]:
-    """Gradients of the optimizer steps of one epoch, and what validation measured at its end."""
+    """Gradients of the optimizer steps of one epoch, and what the last step and the validation measured."""
     callback, module = Gradients(), new_module(stage, lr=1e-3)
     trainer = fit(module, STAGES[stage][1](source(directory), batch_size), directory, callbacks=[callback], **options)
-    return callback.steps, {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    return callback.steps, dict(trainer.callback_metrics)
 
 
 if __name__ == "__main__":

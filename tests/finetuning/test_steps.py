@@ -28,7 +28,7 @@ def test_micro_batches_change_no_gradient(tmp_path, stage, batch_size, accumulat
 @pytest.mark.parametrize("stage", STAGES)
 def test_processes_change_no_gradient(tmp_path, stage):
     root = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(root / "finetuning" / "runs.py"), stage, str(tmp_path)]
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
     steps, measured = torch.load(tmp_path / "found.pt")

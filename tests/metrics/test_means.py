@@ -59,6 +59,13 @@ def test_restored_means_go_on_where_they_were():
     assert copy.compute() == means.compute() == {"a": 3.0, "b": 5.0}
 
 
+def test_means_of_several_ranks_go_on_together_on_one():
+    means = Means()
+    means.restore({"a": torch.tensor([[3.0, 2.0], [6.0, 1.0]])})
+    assert means.compute() == {"a": 3.0}
+    assert means.sums()["a"].tolist() == [[9.0, 3.0]]
+
+
 def test_restoring_replaces_what_was_there():
     means = Means()
     means.update("old", torch.tensor([1.0]))

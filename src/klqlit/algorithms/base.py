@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from klqlit.algorithms.checks import check_finite, check_first_rollout, check_fresh, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.optimization import Optimization
+from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
 from klqlit.functional.checks import check_tau
 from klqlit.metrics.means import Means
@@ -25,11 +26,14 @@ from klqlit.metrics.stopwatch import Stopwatch
 from klqlit.models.critic import CriticFactory, SeparateCritic
 from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
+from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
 from klqlit.rollout.gathering import gather
 from klqlit.rollout.sampling import Sampler
 from klqlit.rollout.scoring import checked_scores, critic_values, reference_logprobs
+from klqlit.strategies.fully_sharded import at_hand, shard_models
+from klqlit.strategies.sharded_model import transformers_in, whole
 from klqlit.types import Completions, Experience, Minibatch, Prompts, Rollout, Sample, Sequences
 from klqlit.version import __version__
 
@@ -117,6 +121,10 @@ class RLHFModule(L.LightningModule, ABC):
         limit = self.policy.max_positions
         return None if limit is None else limit - self.sampler.response_length
 
+    def configure_model(self) -> None:
+        rewards = [model for part in (self.reward, self.gold) if part is not None for model in transformers_in(part)]
+        shard_models(self, [self.policy, self.critic, self.reference, *rewards])
+
     def setup(self, stage: str) -> None:
         # Kept within one run of the trainer, whose validation prompts do not change.
         self._reference_side.clear()
@@ -143,13 +151,17 @@ class RLHFModule(L.LightningModule, ABC):
         with self.stopwatch("generation"), precision():
             sample, completions = self._complete(self.policy, prompts)
         with self.stopwatch("scoring"), precision():
-            scores = checked_scores(self.reward, completions)
+            scores = self._scores(self.reward, completions)
             how: dict[str, Any] = {"temperature": self.sampler.temperature, "size": self.scoring_batch_size}
+            with at_hand(self, self.reference):
+                ref_logprobs = reference_logprobs(self.reference, completions.sequences, **how)
+            with at_hand(self, self.critic, *([self.policy] if self.critic.reads_features else [])):
+                values = critic_values(self.critic, self.policy, completions.sequences, **how)
             return Rollout(
                 completions=completions,
                 logprobs=sample.logprobs,
-                ref_logprobs=reference_logprobs(self.reference, completions.sequences, **how),
-                values=critic_values(self.critic, self.policy, completions.sequences, **how),
+                ref_logprobs=ref_logprobs,
+                values=values,
                 entropy=sample.entropy,
                 rewards=place_scores(scores, sample.mask),
                 scores=total_scores(scores, sample.mask),
@@ -158,7 +170,8 @@ class RLHFModule(L.LightningModule, ABC):
 
     def _complete(self, policy: Policy, prompts: Prompts) -> tuple[Sample, Completions]:
         prompts = replace(prompts, tokens=prompts.tokens.to(self.device), mask=prompts.mask.to(self.device))
-        sample = self.sampler.sample(policy, prompts)
+        with at_hand(self, policy):
+            sample = self.sampler.sample(policy, prompts)
         sequences = Sequences(
             prompt_tokens=prompts.tokens, prompt_mask=prompts.mask, tokens=sample.tokens, mask=sample.mask
         )
@@ -203,17 +216,27 @@ class RLHFModule(L.LightningModule, ABC):
     def _gold_scores(self, completions: Completions) -> Float[Tensor, " B"] | None:
         if self.gold is None:
             return None
-        return total_scores(checked_scores(self.gold, completions, "gold"), completions.sequences.mask)
+        return total_scores(self._scores(self.gold, completions, "gold"), completions.sequences.mask)
+
+    def _scores(self, reward: Reward, completions: Completions, name: str = "reward") -> Tensor:
+        with at_hand(self, reward):
+            return checked_scores(reward, completions, name)
 
     @property
     def _full_precision(self) -> bool:
-        return self.trainer.precision == "32-true" and next(self.policy.parameters()).dtype == torch.float32
+        dtypes = {p.dtype for model in (self.policy, self.reference) for p in model.parameters()}
+        return self.trainer.precision == "32-true" and dtypes == {torch.float32}
 
     # Learning from it ----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         self.sampler.refuse_truncation()
         check_precision(str(self.trainer.precision))
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    def on_train_start(self) -> None:
+        self.optimization.use_present(self.trainer)
 
     def configure_optimizers(self) -> Any:
         total = self._total_steps() if self.optimization.needs_total_steps else None
@@ -258,9 +281,14 @@ class RLHFModule(L.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = whole(torch.nn.utils.get_total_norm(gradients))
             check_finite(float(norm), f"the {group['name']}'s gradient", self.global_step)
             self.training_metrics.update(f"train/{group['name']}_grad_norm", norm)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning frees the gradients after the next forward pass only, which then has to find room beside them.
+        optimizer.zero_grad()
 
     def on_train_epoch_end(self) -> None:
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}
@@ -275,7 +303,7 @@ class RLHFModule(L.LightningModule, ABC):
         if batch_idx not in self._reference_side:
             # The reference never changes, and neither do the validation seeds: its side is drawn once a run.
             _, completions = self._complete(self.reference, batch)
-            scores = total_scores(checked_scores(self.reward, completions), completions.sequences.mask)
+            scores = total_scores(self._scores(self.reward, completions), completions.sequences.mask)
             self._reference_side[batch_idx] = self._scored(completions, scores)
         comparison = Comparison(policy=policy, reference=self._reference_side[batch_idx], rollout=rollout)
         self.comparison_metrics.update(comparison)
@@ -313,7 +341,7 @@ class RLHFModule(L.LightningModule, ABC):
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Scored:
         _, completions = self._complete(self.policy, batch)
-        scores = total_scores(checked_scores(self.reward, completions), completions.sequences.mask)
+        scores = total_scores(self._scores(self.reward, completions), completions.sequences.mask)
         return self._scored(completions, scores)
 
     def _scored(self, completions: Completions, scores: Float[Tensor, " B"]) -> Scored:
@@ -324,13 +352,15 @@ class RLHFModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in [name for name in checkpoint["state_dict"] if name.startswith(FROZEN)]:
             del checkpoint["state_dict"][name]
+        checkpoint["vocabulary"] = vocabulary(self.tokenizer)
         checkpoint["phase"] = {"metrics": self.phase_metrics, "training": self.training_metrics.sums()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= frozen
-        self.optimization.restore_rates(checkpoint)
-        self.phase_metrics = checkpoint["phase"]["metrics"]
+        check_fits(checkpoint["state_dict"], self.state_dict())
+        check_vocabulary(checkpoint, self.tokenizer)
+        self.phase_metrics = {name: float(value) for name, value in checkpoint["phase"]["metrics"].items()}
         self.training_metrics.restore(checkpoint["phase"]["training"])
 
     def export(self, directory: str) -> None:

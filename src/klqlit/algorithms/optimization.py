@@ -1,7 +1,9 @@
 """The optimizer of policy and critic."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, final
 
+import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -78,21 +80,10 @@ class Optimization:
         scheduler = LambdaLR(optimizer, schedules)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def restore_rates(self, checkpoint: dict[str, Any]) -> None:
-        """Let the learning rates given here win over those in a checkpoint about to be loaded, and say so.
-
-        A run that diverged is to go on at a lower rate. Where nothing was changed the checkpoint stays as it is; one
-        saved with weights only has no rates.
-        """
-        rates = {"policy": self.lr, "critic": self.critic_lr}
-        states, schedules = checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", [])
-        for state, schedule in zip(states, schedules, strict=True):
-            for i, group in enumerate(state["param_groups"]):
-                saved, rate = group["initial_lr"], rates[group["name"]]
-                if saved != rate:
-                    rank_zero_info(f"the {group['name']}'s learning rate is {rate:g} from here on; it was {saved:g}")
-                    group["lr"] *= rate / saved
-                    group["initial_lr"] = schedule["base_lrs"][i] = rate
+    def use_present(self, trainer: L.Trainer) -> None:
+        """Let the options given here win over those in a checkpoint that was loaded, and say so."""
+        shared = {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        use_present_options(trainer, {"policy": {"lr": self.lr} | shared, "critic": {"lr": self.critic_lr} | shared})
 
     def _factor(self, step: int, total_steps: int | None) -> float:
         warmup = min((step + 1) / (self.warmup_steps + 1), 1.0)
@@ -100,3 +91,29 @@ class Optimization:
             return warmup
         assert total_steps is not None
         return warmup * max(1 - step / total_steps, 0.0)
+
+
+def use_present_options(trainer: L.Trainer, present: Mapping[str, dict[str, Any]]) -> None:
+    """Let present options win over those that came with an optimizer's state, as all other options do.
+
+    A run that diverged is to go on at a lower rate. Where nothing was changed the state stays as it is, bit for bit.
+
+    Args:
+        trainer: with one optimizer and its schedule, in the state of a checkpoint or as they were built.
+        present: by the name of each group of weights, in their order, the options to be in force; ``lr`` is the rate
+            before the schedule.
+    """
+    optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(scheduler, LambdaLR)
+    # A critic that has no weights of its own has no group.
+    for i, (group, (name, options)) in enumerate(zip(optimizer.param_groups, present.items(), strict=False)):
+        for option, value in options.items():
+            saved = scheduler.base_lrs[i] if option == "lr" else group[option]
+            if saved == value:
+                continue
+            rank_zero_info(f"the {name}'s {option} is {value} from here on; it was {saved}")
+            if option == "lr":
+                group["lr"] *= value / saved
+                group["initial_lr"] = scheduler.base_lrs[i] = value
+            else:
+                group[option] = value

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +54,9 @@ class RunRecord(L.Callback):
         # A mistake in the options stops no run: what stands in the folder is as it was.
         if self._started:
             reason = f"{type(exception).__name__}: {exception}"
-            write(trainer, state="stopped", starts=read(trainer)["starts"], reason=reason)
+            # On a full disk the record stays as it is, and the exception is what the user must see.
+            with suppress(OSError):
+                write(trainer, state="stopped", starts=read(trainer)["starts"], reason=reason)
 
 
 def versions() -> dict[str, str]:

@@ -63,7 +63,8 @@ class SampleTable(L.Callback):
         self._file.append(trainer.global_step, self._samples)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", as_markdown(self._samples), trainer.global_step)
+                # At the same step as the metrics, which Lightning counts from 0.
+                logger.experiment.add_text("samples", as_markdown(self._samples), trainer.global_step - 1)
 
 
 def as_rows(comparison: Comparison) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from klqlit.command_line import Parser, quieten
 from klqlit.commands.comparisons import choose_folder, write_comparison
 from klqlit.commands.sides import Answers, Letter, Side, answers_of, find_sides
 from klqlit.commands.stopping import stop_on_signals
+from klqlit.factories import check_factories
 from klqlit.judges.base import Judge
 from klqlit.judges.cache import JudgmentCache
 from klqlit.judges.matching import Matching, Response, match
@@ -60,6 +61,7 @@ def run(options: list[str]) -> None:
     quieten()
     chosen = parse(options)
     sides = find_sides(chosen.a, chosen.b)
+    check_factories(chosen)
     judge: Judge = _parser().instantiate(chosen).judge
     folder = choose_folder(chosen.out, sides, judge, default=FOLDER)
     answers = answers_of(sides, config=chosen.config, max_prompts=chosen.max_prompts, folder=Path(chosen.completions))

@@ -13,11 +13,11 @@ from typing import Any, final
 
 import torch
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from klqlit import command_line
+from klqlit.config_files import read_config
 from klqlit.judges.cache import canonical
+from klqlit.redaction import redacted
 from klqlit.version import __version__
 
 
@@ -87,22 +87,6 @@ def read_settings(path: str | Path) -> PolicySettings:
     )
 
 
-def read_config(path: str | Path) -> dict[Any, Any]:
-    """A configuration file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        # It reads 1e-5 as a number, as the command line does. References between settings stay as they are.
-        config = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"the configuration {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"the configuration {str(path)!r} holds no settings")
-    return config
-
-
 def has_policy(config: Mapping[str, Any]) -> bool:
     """A run's configuration is that of an algorithm with a policy, and not that of a stage before."""
     model = config.get("model")
@@ -124,9 +108,10 @@ def complete(name: str, settings: PolicySettings, folder: Path) -> Path:
     file = target / "completions.jsonl"
     if not file.is_file():
         target.mkdir(parents=True, exist_ok=True)
-        config = target / "predict.yaml"
-        config.write_text(yaml.safe_dump(settings.as_config(), sort_keys=False), encoding="utf-8")
-        options = [f"--config={config}", f"--run_dir={target}"]
+        config = settings.as_config()
+        (target / "predict.yaml").write_text(yaml.safe_dump(redacted(config), sort_keys=False), encoding="utf-8")
+        # As a text, since the file says what was asked and holds no secret.
+        options = [f"--config={yaml.safe_dump(config, sort_keys=False)}", f"--run_dir={target}"]
         options += [f"--ckpt_path={settings.checkpoint}"] if settings.checkpoint else []
         print(f"generating completions of {name}" + (f" from {settings.checkpoint}" if settings.checkpoint else ""))
         with _quiet():

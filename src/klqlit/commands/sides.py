@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, final
 
-from klqlit.command_line import newest_checkpoint
-from klqlit.commands.policies import PolicySettings, complete, has_policy, read_config, read_settings
+from klqlit.commands.policies import PolicySettings, complete, has_policy, read_settings
+from klqlit.config_files import read_config
 from klqlit.judges.matching import Response, human_responses, read_completions
+from klqlit.run_folder import newest_checkpoint
 
 Letter = Literal["a", "b"]
 Kind = Literal["run", "model", "file", "reference", "dataset"]

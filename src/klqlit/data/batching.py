@@ -1,6 +1,6 @@
 """Dealing rows to optimizer steps, micro-batches and ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, final
 
 import lightning as L
@@ -47,6 +47,25 @@ def plan_step(rows: Sequence[int], lengths: Sequence[int], *, batch_size: int, r
     if len(rows) < ranks:
         raise ValueError(f"{len(rows)} rows cannot be dealt to {ranks} devices: give more rows or use fewer devices")
     return split(sorted(rows, key=lambda row: (-lengths[row], row)), batch_size * ranks, least=ranks)
+
+
+def check_unchanged(saved: Mapping[str, int], present: Mapping[str, int], part: str) -> None:
+    """Refuse to go on within a phase or epoch whose rest would not be what it was.
+
+    Args:
+        saved: what decides it, by name, in the checkpoint.
+        present: the same now.
+        part: "phase" or "epoch".
+
+    Raises:
+        ValueError: something differs.
+    """
+    changed = [f"{name} was {saved[name]} and is {value}" for name, value in present.items() if saved[name] != value]
+    if changed:
+        raise ValueError(
+            f"the checkpoint stands in the middle of its {part}, the rest of which cannot be dealt any more, since "
+            f"{', '.join(changed)}: take the old value to the end of the {part}, or a checkpoint saved there"
+        )
 
 
 @final

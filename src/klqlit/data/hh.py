@@ -5,7 +5,7 @@ from typing import final
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from klqlit.data.reading import text
+from klqlit.data.reading import named, text
 from klqlit.data.shortening import longest
 from klqlit.data.source import Row, Source, Split, TokenCounter
 from klqlit.data.splits import SplitRows
@@ -91,7 +91,7 @@ class HHDialogue(Source):
         """The row in our format, and why it cannot be used, None where it can."""
         found = {name: text(row, name, where) for name in COLUMNS if name in row}
         if not found.keys() & {"prompt", "chosen"}:
-            raise ValueError(f"{where} has neither `chosen` nor `prompt`; it has {', '.join(map(repr, row))}")
+            raise ValueError(f"{where} has neither `chosen` nor `prompt`; it has {named(row)}")
         prompts, completions = set(), {}
         for name in found.keys() - {"prompt"}:
             if found[name].startswith(HUMAN):

@@ -1,5 +1,6 @@
 """The online data module: one rollout phase is one Lightning epoch."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
@@ -7,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from klqlit.data.batching import Batches, split
+from klqlit.data.batching import Batches, check_unchanged, split
 from klqlit.data.source import Row, Source, Split
 from klqlit.seeding import derive_seed
 from klqlit.types import Collector, Experience, Minibatch, Prompts, Sequences
@@ -80,6 +81,7 @@ class OnlineDataModule(L.LightningDataModule):
         self.phase = 0
         self._version = 0
         self._experience: Experience | None = None
+        self._saved_dealing: dict[str, int] | None = None
         self._rows: dict[Split, list[Row]] = {}
 
     # Lightning's side ----------------------------------------------------------------------------------------------
@@ -119,17 +121,25 @@ class OnlineDataModule(L.LightningDataModule):
         """Phase counter and, in the middle of a phase, its rows: the same on every rank."""
         if self._experience is None or self._steps_done >= self.steps:
             return {"phase": self.phase + (self._experience is not None), "version": 0, "experience": None}
-        return {"phase": self.phase, "version": self._version, "experience": flatten(self._experience)}
+        under_way = {"experience": flatten(self._experience), "dealing": self._dealing}
+        return {"phase": self.phase, "version": self._version} | under_way
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.phase = state_dict["phase"]
-        self._version = state_dict["version"]
+        self.phase, self._version = operator.index(state_dict["phase"]), operator.index(state_dict["version"])
         self._experience = None if state_dict["experience"] is None else unflatten(state_dict["experience"])
-        if self._experience is not None and len(self._experience) != self.rollouts:
-            raise ValueError(
-                f"the checkpoint stands within a phase of {len(self._experience)} rollouts, but data.rollouts="
-                f"{self.rollouts}: resume with data.rollouts={len(self._experience)}, or from the end of a phase"
-            )
+        # Checked when the rest is dealt: a validation may have other options.
+        self._saved_dealing = None if self._experience is None else state_dict["dealing"]
+
+    @property
+    def _dealing(self) -> dict[str, int]:
+        """Options that decide which rows the rest of a phase consists of."""
+        return {
+            "data.rollouts": self.rollouts,
+            "data.minibatches": self.minibatches,
+            "data.epochs": self.epochs,
+            "data.seed": self.seed,
+            "trainer.accumulate_grad_batches": self._trainer.accumulate_grad_batches,
+        }
 
     # One phase -----------------------------------------------------------------------------------------------------
 
@@ -145,6 +155,9 @@ class OnlineDataModule(L.LightningDataModule):
 
     def phase_batches(self) -> Iterator[Minibatch]:
         """The batches left of the phase under way, or else of the next."""
+        if self._saved_dealing is not None:
+            check_unchanged(self._saved_dealing, self._dealing, "phase")
+            self._saved_dealing = None
         if self._experience is not None and self._steps_done >= self.steps:
             self.phase, self._experience = self.phase + 1, None
         if self._experience is None:
@@ -279,7 +292,15 @@ def flatten(experience: Experience) -> dict[str, torch.Tensor]:
 
 
 def unflatten(tensors: dict[str, torch.Tensor]) -> Experience:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten`.
+
+    Raises:
+        KeyError, TypeError: something is missing, too much, or of another shape than the mask.
+    """
+    shape = tensors["sequences.mask"].shape
+    for name, tensor in tensors.items():
+        if tensor.shape[:1] != shape[:1] or (tensor.shape != shape and not name.startswith("sequences.prompt")):
+            raise TypeError(f"{name} of the rows has the shape {list(tensor.shape)}, and their mask {list(shape)}")
     sequences = Sequences(**{name: tensors[f"sequences.{name}"] for name in Sequences.__slots__})
     rest = {name: value for name, value in tensors.items() if not name.startswith("sequences.")}
     return Experience(sequences=sequences, **rest)

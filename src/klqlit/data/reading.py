@@ -6,11 +6,22 @@ import gzip
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from klqlit.data.json_text import parse_json
 from klqlit.data.source import Row, Split
+
+SHOWN = 12
+"""Columns in a message."""
+
+MAX_GROWTH = 200
+"""Times its size, beyond `FREE_BYTES`, that a .gz may unpack to: text shrinks to a tenth, a bomb to a thousandth."""
+
+FREE_BYTES = 2**26
 
 
 def read_rows(path: str, *, split: Split = "train", data_dir: str | None = None) -> list[Row]:
@@ -26,10 +37,10 @@ def read_rows(path: str, *, split: Split = "train", data_dir: str | None = None)
     Raises:
         ValueError: nothing usable there; the message names the file, the line or row, and the way out.
     """
-    file = Path(path).expanduser()
-    if file.is_file():
+    file, is_file, is_directory = _find(path)
+    if is_file:
         rows = _read_file(file)
-    elif file.is_dir() or not _looks_like_file(path):
+    elif is_directory or not _looks_like_file(path):
         rows = _read_hub(path, split, data_dir)
     else:
         raise ValueError(f"there is no data file {path!r}: check the path (current directory: {os.getcwd()})")
@@ -56,13 +67,30 @@ def text(row: Row, column: str, where: str) -> str:
         raise ValueError(f"{where}: column {column!r} holds {value!r:.60} ({type(value).__name__}); it must hold text")
     if not value.strip():
         raise ValueError(f"{where}: column {column!r} is empty; remove the row or give it text")
+    if "\0" in value:
+        raise ValueError(f"{where}: column {column!r} holds a NUL character, as broken files do; save the file anew")
     return value
 
 
+def named(row: Mapping[str, Any]) -> str:
+    """The columns of a row, for a message."""
+    shown = [f"{name!r:.60}" for name in list(row)[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(row) - SHOWN} more" if len(row) > SHOWN else "")
+
+
 def _present(column: str, row: Row) -> str:
-    near = difflib.get_close_matches(column, row, n=1, cutoff=0.0)
-    hint = f", of which {near[0]!r} comes nearest" if near else ""
-    return f"it has {', '.join(map(repr, row))}{hint}: say with `columns` which one to read"
+    near = difflib.get_close_matches(column, list(row)[:1000], n=1, cutoff=0.0)
+    hint = f", of which {near[0]!r:.60} comes nearest" if near else ""
+    return f"it has {named(row)}{hint}: say with `columns` which one to read"
+
+
+def _find(path: str) -> tuple[Path, bool, bool]:
+    """The path, and whether it is a file or a directory."""
+    try:
+        file = Path(path).expanduser()
+        return file, file.is_file(), file.is_dir()
+    except (OSError, RuntimeError) as error:  # no permission, too long a name, no such user
+        raise ValueError(f"the data file {path!r:.200} cannot be looked for: {error}") from error
 
 
 def _looks_like_file(path: str) -> bool:
@@ -79,12 +107,21 @@ def _read_file(file: Path) -> list[Row]:
             "or with .gz"
         )
     try:
-        content = gzip.decompress(file.read_bytes()) if packed else file.read_bytes()
-    except (OSError, EOFError) as error:
+        content = _unpacked(file.read_bytes()) if packed else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"the data file {str(file)!r} cannot be read: {error}") from error
     if not content.strip():
         raise ValueError(f"the data file {str(file)!r} is empty: give a file with at least one row")
     return READERS[kind](content, str(file))
+
+
+def _unpacked(content: bytes) -> bytes:
+    limit = FREE_BYTES + MAX_GROWTH * len(content)
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+        found = packed.read(limit + 1)
+    if len(found) > limit:
+        raise EOFError(f"its {len(content)} bytes unpack to more than {limit}: unpack it yourself, if that is meant")
+    return found
 
 
 def _decode(content: bytes, file: str) -> str:
@@ -97,7 +134,7 @@ def _decode(content: bytes, file: str) -> str:
 
 def _read_json(content: bytes, file: str) -> list[Row]:
     try:
-        loaded = json.loads(_decode(content, file))
+        loaded = _parse(_decode(content, file), file)
     except json.JSONDecodeError as error:
         hint = "; one object a line is JSON lines: name the file .jsonl" if error.msg == "Extra data" else ""
         raise ValueError(
@@ -114,10 +151,20 @@ def _read_jsonl(content: bytes, file: str) -> list[Row]:
     for number, line in enumerate(_decode(content, file).split("\n"), start=1):
         if line.strip():
             try:
-                rows.append(_object(json.loads(line), f"{file}, line {number}"))
+                rows.append(_object(_parse(line, f"{file}, line {number}"), f"{file}, line {number}"))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file}, line {number}, column {error.colno}: broken JSON ({error.msg})") from error
     return rows
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError:
+        raise  # who knows the file's lines says where
+    except ValueError as error:
+        # What Python says of long numbers ends in advice to programmers.
+        raise ValueError(f"{where}: {str(error).split(';')[0]}") from error
 
 
 def _object(item: Any, where: str) -> Row:
@@ -132,6 +179,9 @@ def _read_csv(content: bytes, file: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(_decode(content, file), newline=""), strict=True)
     rows = []
     try:
+        twice = [name for name, count in Counter(reader.fieldnames or []).items() if name and count > 1]
+        if twice:
+            raise ValueError(f"{file}, line 1: the column {twice[0]!r:.80} stands twice in the header; rename one")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
@@ -150,9 +200,12 @@ def _read_parquet(content: bytes, file: str) -> list[Row]:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"the data file {file!r} is not a readable parquet file: {error}") from error
+        source = pyarrow.BufferReader(content)
+        return pyarrow.parquet.read_table(source, page_checksum_verification=True).to_pylist()
+    # Broken bytes inside come as all of these.
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the data file {file!r} is not a readable parquet file: {reason}") from error
 
 
 READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
@@ -166,12 +219,11 @@ READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
 def _read_hub(path: str, split: Split, data_dir: str | None) -> list[Row]:
     # Imported here: it takes most of a second.
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         splits = datasets.load_dataset(path, data_dir=data_dir)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError, HfHubHTTPError, HFValidationError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # whatever the files of a directory, or the network, make of the library
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         raise ValueError(
             f"{path!r} is neither a file here nor a data set the hub could give (no network, HF_HUB_OFFLINE set, or no "
             f"such name): give the path of a local .jsonl, .json, .csv or .parquet file instead. ({reason})"

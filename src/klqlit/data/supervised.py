@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.data.batching import Batches, plan_step, plan_steps, shard
+from klqlit.data.batching import Batches, check_unchanged, plan_step, plan_steps, shard
 from klqlit.data.source import Row, Source, Split
 from klqlit.seeding import derive_seed
 from klqlit.tokenising import encode_completions, encode_prompts
@@ -116,6 +116,7 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
         self._max_completion_tokens = max_completion_tokens
         self._seed = seed
         self._examples: dict[Split, list[Example]] = {}
+        self._saved: dict[str, Any] | None = None
 
     @abstractmethod
     def weight(self, example: Example) -> int:
@@ -139,6 +140,26 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
 
     def test_dataloader(self) -> Batches:
         return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning knows the position; what is kept here is what the position means."""
+        return {"dealing": self._dealing, "batches": len(self.train_dataloader())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
+
+    @property
+    def _dealing(self) -> dict[str, int]:
+        """Options that decide which rows the rest of an epoch consists of."""
+        trainer = self.trainer
+        assert trainer is not None
+        return {
+            "data.batch_size": self._batch_size,
+            "data.seed": self._seed,
+            "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "the number of ranks": shard(trainer)[1],
+            "the number of training rows": len(self._examples["train"]),
+        }
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -176,6 +197,9 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
         assert trainer is not None
         rank, ranks = shard(trainer)
         done = trainer.fit_loop.batch_idx + 1
+        if self._saved is not None and 0 < done < self._saved["batches"]:
+            check_unchanged(self._saved["dealing"], self._dealing, "epoch")
+        self._saved = None
         # Overfitting means the same batches again and again.
         epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
         first = 0

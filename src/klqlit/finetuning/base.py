@@ -5,15 +5,19 @@ from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import lightning as L
-from torch import Tensor
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from klqlit.algorithms.checks import Divergence
+from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
+from klqlit.metrics.means import Means
 from klqlit.models.loading import export, max_positions
+from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
+from klqlit.strategies.fully_sharded import shard_models
 from klqlit.version import __version__
 
 
@@ -53,11 +57,20 @@ class Finetuning(L.LightningModule, ABC):
         self._origin = origin
         self._lr, self._weight_decay = lr, weight_decay
         self._warmup_steps, self._decay = warmup_steps, decay
+        self.training_metrics = Means()
 
     @property
     @abstractmethod
     def kind(self) -> str:
         """What comes out, for the title of the model card."""
+
+    @property
+    @abstractmethod
+    def called(self) -> list[nn.Module]:
+        """The modules that training calls: they hold all parameters, and a strategy that shards splits each of them."""
+
+    def configure_model(self) -> None:
+        shard_models(self, self.called)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -89,6 +102,11 @@ class Finetuning(L.LightningModule, ABC):
             )
         return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Of all that the step saw: its micro-batches and ranks hold different numbers of tokens.
+        self.log_dict(self.training_metrics.compute(), prog_bar=True, batch_size=1)
+        self.training_metrics.reset()
+
     def configure_optimizers(self) -> Any:
         # Lightning clips no gradients of a fused optimizer under mixed precision.
         fused = "mixed" not in str(self.trainer.precision)
@@ -99,11 +117,21 @@ class Finetuning(L.LightningModule, ABC):
         scheduler = LambdaLR(optimizer, lambda step: self._factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        use_present_options(self.trainer, {"model": {"lr": self._lr, "weight_decay": self._weight_decay}})
+
     def _factor(self, step: int, total: float) -> float:
         warmup = min((step + 1) / (self._warmup_steps + 1), 1.0)
         if self._decay == "constant":
             return warmup
         return warmup * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["vocabulary"] = vocabulary(self.tokenizer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_fits(checkpoint["state_dict"], self.state_dict())
+        check_vocabulary(checkpoint, self.tokenizer)
 
     def export(self, directory: str) -> None:
         """Write the model as a Hugging Face directory. All ranks must call it; the first one writes."""

@@ -4,7 +4,7 @@ from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from klqlit.data.supervised import PreferencePairs
@@ -47,12 +47,15 @@ class RewardModelling(Finetuning):
     def kind(self) -> str:
         return "Reward model"
 
+    @property
+    def called(self) -> list[nn.Module]:
+        return [self.model.base_model, self.model.get_submodule("score")]
+
     def training_step(self, batch: PreferencePairs, batch_idx: int) -> Tensor:
         chosen, rejected = sequence_scores(self.model, batch.chosen), sequence_scores(self.model, batch.rejected)
         losses = bradley_terry_loss(chosen, rejected)
-        accuracy = preference_accuracy(chosen, rejected).mean()
-        measured = {"train/loss": losses.detach().mean(), "train/accuracy": accuracy}
-        self.log_dict(measured, prog_bar=True, batch_size=len(batch))
+        self.training_metrics.update("train/loss", losses)
+        self.training_metrics.update("train/accuracy", preference_accuracy(chosen, rejected))
         return self.step_share(losses.sum(), batch.pairs)
 
     def validation_step(self, batch: PreferencePairs, batch_idx: int) -> None:

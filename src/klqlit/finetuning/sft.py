@@ -4,7 +4,7 @@ from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from klqlit.data.supervised import LabelledSequences
@@ -47,12 +47,15 @@ class SupervisedFinetuning(Finetuning):
     def kind(self) -> str:
         return "Supervised fine-tuned language model"
 
+    @property
+    def called(self) -> list[nn.Module]:
+        return [self.model]
+
     def training_step(self, batch: LabelledSequences, batch_idx: int) -> Tensor:
         sequences = batch.sequences
         nll = -token_logprobs(completion_logits(self.model, sequences), sequences.tokens)
-        total = masked_sum(nll, sequences.mask)
-        self.log("train/loss", total.detach() / sequences.mask.sum(), prog_bar=True, batch_size=len(batch))
-        return self.step_share(total, batch.tokens)
+        self.training_metrics.update("train/loss", nll, sequences.mask)
+        return self.step_share(masked_sum(nll, sequences.mask), batch.tokens)
 
     def validation_step(self, batch: LabelledSequences, batch_idx: int) -> None:
         sequences = batch.sequences

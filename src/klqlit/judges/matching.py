@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from klqlit.data.reading import read_rows
+from klqlit.data.reading import named, read_rows
 from klqlit.judges.records import Pair
 
 KNOWN = {"id", "prompt", "completion", "ended", "score", "gold", "columns"}
@@ -149,11 +149,11 @@ def _check_ids(responses: Iterable[Response], who: str) -> None:
 def _response(row: Mapping[str, Any], where: str) -> Response:
     missing = [name for name in ("prompt", "completion") if name not in row]
     if missing:
-        raise ValueError(f"{where} lacks {' and '.join(map(repr, missing))}; it has {', '.join(map(repr, row))}")
+        raise ValueError(f"{where} lacks {' and '.join(map(repr, missing))}; it has {named(row)}")
     prompt, completion = (_text(row[name], f"{where}: {name!r}") for name in ("prompt", "completion"))
     ended = {"true": True, "false": False}.get(str(row.get("ended", True)).lower())
     if ended is None:
-        raise ValueError(f"{where}: 'ended' is {row['ended']!r}; it must be true or false")
+        raise ValueError(f"{where}: 'ended' is {row['ended']!r:.60}; it must be true or false")
     columns = row.get("columns") or {}
     if not isinstance(columns, Mapping):
         raise ValueError(f"{where}: 'columns' holds {columns!r:.60}; it must hold an object")

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
-from klqlit.data.reading import read_rows
+from klqlit.data.reading import named, read_rows
 from klqlit.data.source import Row
 from klqlit.judges.matching import prompt_id
 from klqlit.judges.records import JudgedPair, Outcome, Pair
@@ -165,16 +165,16 @@ def _judged(row: Row, where: str) -> JudgedPair:
     cells = {name: _cell(row, name, "", where) for name in columns}
     for name in ("a_first", "a_second", "outcome"):
         if cells[name] not in (*get_args(Outcome), None):
-            raise ValueError(f"{where}: {name!r} holds {cells[name]!r}; it must hold win, tie, loss or null")
+            raise ValueError(f"{where}: {name!r} holds {cells[name]!r:.60}; it must hold win, tie, loss or null")
     for name in ("unreadable", "failed"):
-        if not isinstance(cells[name], int):
-            raise ValueError(f"{where}: {name!r} holds {cells[name]!r}; it must hold a number of answers")
+        if type(cells[name]) is not int or not 0 <= cells[name] <= 2:
+            raise ValueError(f"{where}: {name!r} holds {cells[name]!r:.60}; it must hold a number of answers, 0 to 2")
     prompt, a, b = (_text(row, name, "", where) for name in ("prompt", "a", "b"))
     # An outcome from one order alone says that one was enough.
     one_is_enough = cells["outcome"] is not None and None in (cells["a_first"], cells["a_second"])
     both_orders = row.get("both_orders", not one_is_enough)
     if not isinstance(both_orders, bool):
-        raise ValueError(f"{where}: 'both_orders' holds {both_orders!r}; it must hold true or false")
+        raise ValueError(f"{where}: 'both_orders' holds {both_orders!r:.60}; it must hold true or false")
     judged = JudgedPair(
         pair=Pair(id=str(cells["id"]), prompt=prompt, a=a, b=b),
         a_first=cells["a_first"],
@@ -185,7 +185,7 @@ def _judged(row: Row, where: str) -> JudgedPair:
     )
     if judged.outcome != cells["outcome"]:
         raise ValueError(
-            f"{where}: the outcome {cells['outcome']!r} does not follow from a_first={judged.a_first!r} and "
+            f"{where}: the outcome {cells['outcome']!r:.60} does not follow from a_first={judged.a_first!r} and "
             f"a_second={judged.a_second!r}: this file was changed by hand, or cut"
         )
     return judged
@@ -205,9 +205,9 @@ def as_text(value: Any) -> str:
 def _cell(row: Row, column: str, option: str, where: str) -> Any:
     if column in row:
         return row[column]
-    near = difflib.get_close_matches(column, row, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(column, list(row)[:1000], n=1, cutoff=0.6)
     raise ValueError(
-        f"{where} has no column {column!r}; it has {', '.join(map(repr, row))}"
+        f"{where} has no column {column!r}; it has {named(row)}"
         + (f", of which {near[0]!r} comes nearest" if near else "")
         + (f": name the right one with {option}" if option else "")
     )

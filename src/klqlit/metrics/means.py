@@ -1,8 +1,9 @@
 """Weighted means that are right under any split over ranks and micro-batches."""
 
-from typing import final
+from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -61,16 +62,25 @@ class Means(nn.Module):
         """Forget everything, names included."""
         self.metrics.clear()
 
-    def sums(self) -> dict[str, Float[Tensor, "2"]]:
-        """Sum and count by name: what a checkpoint keeps."""
+    def sums(self) -> dict[str, Float[Tensor, "R 2"]]:
+        """Sum and count by name and rank: what a checkpoint keeps. All ranks must call it."""
         means = {name: self._mean(name) for name in self.metrics}
-        return {name: torch.stack([mean.total, mean.count]).cpu() for name, mean in means.items()}
+        mine = {name: torch.stack([mean.total, mean.count]).cpu() for name, mean in means.items()}
+        if not (dist.is_available() and dist.is_initialized()):
+            return {name: pair[None] for name, pair in mine.items()}
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, mine)
+        return {name: torch.stack([part[name] for part in parts]) for name in mine}
 
-    def restore(self, sums: dict[str, Float[Tensor, "2"]]) -> None:
-        """Continue from what `sums` returned."""
+    def restore(self, sums: dict[str, Float[Tensor, "R 2"]]) -> None:
+        """Continue from what `sums` returned: each rank from its own part, or, on another number of ranks, the first
+        from all of them."""
+        several = dist.is_available() and dist.is_initialized()
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         self.reset()
-        for name, (total, count) in sums.items():
-            self._add(name, total, count.to(self.origin.device))
+        for name, parts in sums.items():
+            own = parts[rank] if len(parts) == ranks else parts.sum(dim=0) * (rank == 0)
+            self._add(name, own[0], own[1].to(self.origin.device))
 
     def _add(self, name: str, total: Float[Tensor, ""], count: Float[Tensor, ""] | int) -> None:
         if name not in self.metrics:

@@ -5,11 +5,11 @@ object is ever built. Code that comes with a model runs only where `trust_remote
 """
 
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from safetensors import SafetensorError
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
@@ -23,9 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
-# What transformers raises for files that are missing, malformed or need code that was not allowed to run.
-UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -41,7 +38,7 @@ def load_tokenizer(
     check_model_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except UNREADABLE as error:
+    except Exception as error:  # whatever missing, broken or foreign files make of transformers
         raise ValueError(_unreadable("tokenizer", path, error)) from error
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -219,7 +216,7 @@ def _load_config(path: str, trust_remote_code: bool, revision: str | None) -> Pr
     check_model_path(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except UNREADABLE as error:
+    except Exception as error:  # whatever missing, broken or foreign files make of transformers
         raise ValueError(_unreadable("model", path, error)) from error
 
 
@@ -231,7 +228,7 @@ def _load(auto: Any, path: str, dtype: str, trust_remote_code: bool, **options: 
         model, info = auto.from_pretrained(
             path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options
         )
-    except UNREADABLE as error:
+    except Exception as error:  # whatever missing, broken or foreign files make of transformers
         raise ValueError(_unreadable("model", path, error)) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -244,7 +241,19 @@ def _load(auto: Any, path: str, dtype: str, trust_remote_code: bool, **options: 
 
 
 def _unreadable(what: str, path: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's own message advises to load it all the same.
+        return (
+            f"the {what} in {path!r} holds objects other than tensors, which are not loaded: they could run code. Have "
+            "its author save it as safetensors"
+        )
+    if "trust_remote_code" in str(error):
+        return (
+            f"the {what} in {path!r} needs Python code that comes with it, which runs only where you allow it: set "
+            "trust_remote_code: true beside this path (trust_remote_code=True in Python) if you have read that code "
+            "and trust its author"
+        )
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:600]
     if Path(path).is_dir():
         return f"the {what} in {path!r} cannot be read: {reason}"
     return (

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from klqlit.models.last_mlp import last_mlp_before_tokens
 from klqlit.types import Sequences
 
 
@@ -14,7 +15,8 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
     Rows start at column 0, so that causal attention alone keeps padding out: no mask, no positions to give.
     """
     aligned = sequences.aligned()
-    hidden = trunk(input_ids=aligned.tokens, use_cache=False).last_hidden_state
+    with last_mlp_before_tokens(trunk, aligned):
+        hidden = trunk(input_ids=aligned.tokens, use_cache=False).last_hidden_state
     return hidden[aligned.rows, aligned.columns]
 
 

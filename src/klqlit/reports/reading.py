@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from klqlit.reports.settings import redacted
+from klqlit.redaction import redacted
 
 Row = dict[str, Any]
 

@@ -1,17 +1,8 @@
-"""Configurations as flat settings: what differs between runs, and what nobody else should read."""
+"""Configurations as flat settings: what differs between runs."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-SECRET_NAME = re.compile(
-    r"(^|[_\-.])(api_?key|key|token|secret|password|passwd|credentials?|auth|authorization|bearer)$", re.IGNORECASE
-)
-"""Last words of option names that hold secrets: `hf_token` does, `max_tokens` does not."""
-SECRET_VALUE = re.compile(r"\b(sk|hf|gh[pousr]|github_pat|glpat|xox[abprs]|AKIA|AIza)[-_]?[A-Za-z0-9_\-]{16,}")
-URL_LOGIN = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-URL_SECRET = re.compile(r"([?&][^=&\s]*(?:key|token|secret|password|sig|signature)=)[^&\s]+", re.IGNORECASE)
-HIDDEN = "[hidden]"
 
 INCIDENTAL = re.compile(
     r"^(seed_everything|run_dir|ckpt_path|config|checkpoint\..*|trainer\.(accelerator|devices|num_nodes|strategy|logger"
@@ -33,22 +24,6 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
         return {k: v for i, part in enumerate(value) for k, v in flatten(part, f"{name}.{i}").items()}
     return {name: value}
-
-
-def redacted(value: Any, name: str = "") -> Any:
-    """The same value without anything that looks like a secret, by the option's name or by its own look."""
-    if isinstance(value, Mapping):
-        return {key: redacted(part, str(key)) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(part, name) for part in value]
-    if value is not None and not isinstance(value, bool) and SECRET_NAME.search(name):
-        return HIDDEN
-    return hide(value) if isinstance(value, str) else value
-
-
-def hide(text: str) -> str:
-    """A text without keys and passwords."""
-    return URL_SECRET.sub(rf"\g<1>{HIDDEN}", URL_LOGIN.sub(HIDDEN, SECRET_VALUE.sub(HIDDEN, text)))
 
 
 def short(name: str) -> str:
