@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "redaction", "run_folder", "allocator", "sharded_checks"},
+    {"version", "seeding", "tokenising", "files", "redaction", "run_folder", "allocator"},
     {"types"},
     {"data", "metrics"},
     {"models"},
@@ -27,6 +27,7 @@ LAYERS = [
     {"loopback"},
     {"slurm"},
     {"reports"},
+    {"sharded_checks"},
     {"checkpoint_files"},
     {"resuming", "checkpoint_checks"},
     {"option_errors", "config_files", "factories"},

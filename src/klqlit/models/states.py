@@ -3,21 +3,30 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from klqlit.models.last_mlp import last_mlp_before_tokens
+from klqlit.models.lengths import similar_lengths
 from klqlit.types import Sequences
 
 
 def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]:
     """The trunk's last hidden state before each real response token, in the order of `sequences.mask`.
 
-    Rows start at column 0, so that causal attention alone keeps padding out: no mask, no positions to give.
+    Rows start at column 0, so that causal attention alone keeps padding out: no mask, no positions to give. Rows of
+    similar length go through the trunk together.
     """
-    aligned = sequences.aligned()
-    with last_mlp_before_tokens(trunk, aligned):
-        hidden = trunk(input_ids=aligned.tokens, use_cache=False).last_hidden_state
-    return hidden[aligned.rows, aligned.columns]
+    groups = [[*range(len(sequences))]] if _is_sharded(trunk) else similar_lengths(_lengths(sequences))
+    if len(groups) == 1:
+        return _states(trunk, sequences)
+    order = torch.tensor([row for group in groups for row in group], device=sequences.mask.device)
+    # Where the tokens of the rows in their new order stand in the old one.
+    place = torch.zeros_like(sequences.mask, dtype=torch.long)
+    place[sequences.mask] = torch.arange(int(sequences.mask.sum()), device=place.device)
+    place = place[order][sequences.mask[order]]
+    parts = [_states(trunk, sequences.select(rows)) for rows in order.split([len(group) for group in groups])]
+    return torch.cat(parts).index_select(0, place.argsort())
 
 
 def token_logits(model: PreTrainedModel, sequences: Sequences) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
@@ -53,3 +62,19 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     tokens = torch.arange(2, device=model.device)[None]
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     return torch.equal(head(hidden), model(input_ids=tokens, use_cache=False).logits)
+
+
+def _states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]:
+    aligned = sequences.aligned()
+    with last_mlp_before_tokens(trunk, aligned):
+        hidden = trunk(input_ids=aligned.tokens, use_cache=False).last_hidden_state
+    return hidden[aligned.rows, aligned.columns]
+
+
+def _lengths(sequences: Sequences) -> list[int]:
+    return sequences.attention_mask.sum(dim=1).tolist()
+
+
+def _is_sharded(trunk: nn.Module) -> bool:
+    # A pass gathers the weights from all ranks, which must therefore make as many passes.
+    return any(isinstance(p, DTensor) for p in trunk.parameters())
