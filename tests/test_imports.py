@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "redaction", "run_folder", "allocator"},
+    {"version", "seeding", "tokenising", "files", "redaction", "run_folder", "allocator", "sharded_checks"},
     {"types"},
     {"data", "metrics"},
     {"models"},
@@ -27,7 +27,6 @@ LAYERS = [
     {"loopback"},
     {"slurm"},
     {"reports"},
-    {"sharded_checks"},
     {"checkpoint_files"},
     {"resuming", "checkpoint_checks"},
     {"option_errors", "config_files", "factories"},

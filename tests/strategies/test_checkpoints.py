@@ -7,7 +7,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from klqlit.cli import main
-from klqlit.strategies.checkpoints import META, SafeReader, check_complete, consolidate
+from klqlit.strategies.checkpoints import META, check_complete, consolidate
 
 
 @pytest.fixture
@@ -51,34 +51,20 @@ def test_one_file_holds_all_that_the_folder_does(folder, tmp_path, capsys):
 def test_a_folder_without_its_last_file_is_no_checkpoint(folder, tmp_path, capsys):
     (folder / META).unlink()
     assert main(["consolidate", str(folder), str(tmp_path / "one.ckpt")]) == 2
-    assert "holds no sharded checkpoint" in capsys.readouterr().err
+    assert "a directory without meta.pt" in capsys.readouterr().err
     assert not (tmp_path / "one.ckpt").exists()
 
 
 def test_metadata_runs_no_code(folder, tmp_path):
     (folder / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "touched")))
-    with pytest.raises(ValueError, match=r"names .*\.open, which no checkpoint of ours holds"):
+    with pytest.raises(ValueError, match="could run code"):
         consolidate(str(folder), str(tmp_path / "one.ckpt"))
     assert not (tmp_path / "touched").exists()
 
 
-@pytest.mark.parametrize("name", ["os.system", "torch.load", "torch.distributed.checkpoint.metadata.os.system"])
-def test_metadata_names_records_of_checkpoints_only(folder, name):
-    module, _, function = name.rpartition(".")
-    (folder / ".metadata").write_bytes(f"c{module}\n{function}\n.".encode())
-    with pytest.raises((ValueError, ModuleNotFoundError)):
-        SafeReader(str(folder)).read_metadata()
-
-
-def test_metadata_must_be_metadata(folder):
-    (folder / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": {}}))
-    with pytest.raises(ValueError, match="is a dict"):
-        SafeReader(str(folder)).read_metadata()
-
-
 def test_the_rest_is_read_without_code(folder, tmp_path):
     torch.save({"global_step": Evil(tmp_path / "touched")}, folder / META)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="could run code"):
         consolidate(str(folder), str(tmp_path / "one.ckpt"))
     assert not (tmp_path / "touched").exists()
 

@@ -219,8 +219,11 @@ class RLHFModule(L.LightningModule, ABC):
         return total_scores(self._scores(self.gold, completions, "gold"), completions.sequences.mask)
 
     def _scores(self, reward: Reward, completions: Completions, name: str = "reward") -> Tensor:
-        with at_hand(self, reward):
-            return checked_scores(reward, completions, name)
+        def scored(completions: Completions) -> Tensor:
+            with at_hand(self, reward):
+                return reward(completions)
+
+        return checked_scores(scored, completions, name)
 
     @property
     def _full_precision(self) -> bool:

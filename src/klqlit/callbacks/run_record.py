@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from klqlit.files import replace_json
+from klqlit.redaction import hide
 from klqlit.version import __version__
 
 PACKAGES = ("torch", "lightning", "transformers")
@@ -53,7 +54,7 @@ class RunRecord(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         # A mistake in the options stops no run: what stands in the folder is as it was.
         if self._started:
-            reason = f"{type(exception).__name__}: {exception}"
+            reason = hide(f"{type(exception).__name__}: {exception}")
             # On a full disk the record stays as it is, and the exception is what the user must see.
             with suppress(OSError):
                 write(trainer, state="stopped", starts=read(trainer)["starts"], reason=reason)

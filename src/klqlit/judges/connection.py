@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from openai import (
 
 from klqlit.judges.base import JudgeStopped
 from klqlit.judges.replies import Reply, read_reply
+from klqlit.redaction import hide
 
 OPENAI_HOST = "api.openai.com"
 
@@ -89,7 +91,8 @@ class Connection:
             # Not `client.chat.completions.create`: its check of a request takes longer than sending it.
             answer = client.post("/chat/completions", cast_to=str, body=request)
             # The client's own timeout starts anew with every byte.
-            return read_reply(await asyncio.wait_for(answer, limit))
+            reply = read_reply(await asyncio.wait_for(answer, limit))
+            return replace(reply, text=self._without_key(reply.text))
         except (AuthenticationError, PermissionDeniedError, NotFoundError) as error:
             raise JudgeStopped(f"{self._status(error)}. {self._way_out(error)}") from None
         except (APITimeoutError, asyncio.TimeoutError):
@@ -129,9 +132,11 @@ class Connection:
 
     def _line(self, value: object) -> str:
         """A server's words in one line, without the key."""
-        text = " ".join(str(value).split())
+        return self._without_key(" ".join(str(value).split()))[:300]
+
+    def _without_key(self, text: str) -> str:
         key = self._key()
-        return (text if key is None else text.replace(key, "[key]"))[:300]
+        return text if key is None else text.replace(key, "[key]")
 
 
 def _only_this_key(key: str) -> dict[str, Any]:
@@ -143,12 +148,16 @@ def _only_this_key(key: str) -> dict[str, Any]:
 
 
 def _checked_url(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url={base_url!r} is no address: give one such as 'http://127.0.0.1:8000/v1'")
-    if parts.username or parts.password or parts.query:
+    try:
+        parts = urlsplit(base_url)
+    except ValueError:
+        parts = urlsplit("")
+    if "@" not in base_url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError(f"base_url={hide(base_url)!r} is no address: give one such as 'http://127.0.0.1:8000/v1'")
+    if "@" in base_url or parts.query:
+        where = f" for {parts.hostname}" if parts.hostname else ""
         raise ValueError(
-            f"base_url for {parts.hostname} holds a user, a password or a query: leave them out, and give a key by the "
-            "environment variable that api_key_variable names"
+            f"base_url{where} holds a user, a password or a query: leave them out, and give a key by the environment "
+            "variable that api_key_variable names"
         )
     return base_url.rstrip("/")

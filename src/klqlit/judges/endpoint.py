@@ -14,6 +14,7 @@ from klqlit.judges.base import Estimate, Judge, JudgeStopped, Judgment, Question
 from klqlit.judges.connection import Connection, RequestFailed, Unreachable
 from klqlit.judges.replies import judgment_of
 from klqlit.judges.templates import Template
+from klqlit.redaction import redacted
 
 CHARACTERS_PER_TOKEN = 4
 """In English, about; the judge's own tokenizer is not here."""
@@ -52,7 +53,8 @@ class EndpointJudge(Judge):
         extra_body: further fields of the request, as the server documents them. They stand in every result.
 
     Raises:
-        ValueError: an argument is out of range, the template cannot be read, or the key is not in the environment.
+        ValueError: an argument is out of range, the template cannot be read, the key is not in the environment, or
+            `extra_body` holds one.
     """
 
     def __init__(
@@ -80,6 +82,11 @@ class EndpointJudge(Judge):
         if (input_price is None) != (output_price is None):
             raise ValueError(
                 f"input_price={input_price} and output_price={output_price}: give both for an estimate of the cost"
+            )
+        if redacted(extra_body) != extra_body:
+            raise ValueError(
+                "extra_body holds what looks like a key or a password, and it stands in every result: give a key by "
+                "api_key_variable, the name of an environment variable that holds it"
             )
         self.connection = Connection(
             model, base_url=base_url, api_key_variable=api_key_variable, max_retries=max_retries, timeout=timeout

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from klqlit.models.critic import Critic
 from klqlit.models.policy import Policy
-from klqlit.rewards.base import Reward
 from klqlit.types import Completions, Sequences
 
 PerToken = Callable[[Sequences], Float[Tensor, "B T"]]
@@ -40,7 +39,7 @@ def critic_values(critic: Critic, policy: Policy, sequences: Sequences, *, tempe
 
 
 def checked_scores(
-    reward: Reward, completions: Completions, name: str = "reward"
+    reward: Callable[[Completions], Tensor], completions: Completions, name: str = "reward"
 ) -> Float[Tensor, " B"] | Float[Tensor, "B T"]:
     """The reward's scores.
 

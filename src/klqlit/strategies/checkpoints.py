@@ -1,26 +1,24 @@
 """Checkpoints of models that are split over ranks: one folder with a file a rank, or one file.
 
 The folder holds tensors in torch's distributed format and everything else in `meta.pt`, as Lightning lays it out. The
-file is the same that any other strategy writes. No pickled object is ever built from either.
+file is the same that any other strategy writes. A folder is examined before torch unpickles what is in it.
 """
 
-import pickle
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from klqlit.sharded_checks import META, check_sharded
 from klqlit.strategies.sharded_model import whole
-
-META = "meta.pt"
 
 State = dict[str, Any]
 
@@ -65,8 +63,12 @@ def load_sharded(path: Path, state_dict: dict[str, Tensor], parameters: list[lis
 
     Returns:
         The checkpoint as Lightning wants it.
+
+    Raises:
+        ValueError: the folder is damaged, or holds what could run code.
     """
-    reader = SafeReader(str(path))
+    check_sharded(str(path))
+    reader = FileSystemReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
     tensors: State = {"state_dict": {name: own for name, own in state_dict.items() if f"state_dict.{name}" in stored}}
     for i, parameters_of_one in enumerate(parameters):
@@ -84,7 +86,7 @@ def consolidate(folder: str, file: str) -> None:
         file: to write; it appears complete.
 
     Raises:
-        ValueError: `folder` holds no complete checkpoint.
+        ValueError: `folder` holds no complete checkpoint, or one that could run code.
     """
     checkpoint, target = load_whole(Path(folder)), Path(file)
     partial = target.with_name(f".{target.name}.partial")
@@ -96,11 +98,10 @@ def load_whole(folder: Path) -> State:
     """All of a checkpoint's folder, in the main memory of this process.
 
     Raises:
-        ValueError: `folder` holds no complete checkpoint.
+        ValueError: `folder` holds no complete checkpoint, or one that could run code.
     """
-    if not is_sharded(folder):
-        raise ValueError(f"{str(folder)!r} holds no sharded checkpoint: there is no {META} in it")
-    reader = SafeReader(str(folder))
+    check_sharded(str(folder))
+    reader = FileSystemReader(str(folder))
     tensors: State = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), "the folder holds nothing but tensors"
@@ -138,41 +139,6 @@ def check_complete(wanted: Iterable[str], found: Iterable[str]) -> None:
             f"the checkpoint lacks {len(missing)} weights of this model ({named}): it belongs to another; give the "
             "options it was trained with, or another run_dir"
         )
-
-
-@final
-class SafeReader(FileSystemReader):
-    """Reads the distributed format without building pickled objects other than the format's own records."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"{str(self.path)!r} holds no checkpoint: its .metadata is a {type(metadata).__name__}")
-        metadata.storage_meta = StorageMeta(load_id=self.load_id)
-        return metadata
-
-
-@final
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = (
-            module == "torch.distributed.checkpoint.metadata"
-            or (module, name) in _ALLOWED
-            or (module == "torch" and isinstance(vars(torch).get(name), torch.dtype))
-        )
-        if not allowed or "." in name:
-            raise ValueError(f"the checkpoint's .metadata names {module}.{name}, which no checkpoint of ours holds")
-        return super().find_class(module, name)
-
-
-_ALLOWED = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),  # as Python 3.13 calls it
-}
 
 
 def _empty_state(stored: dict[str, Any], prefix: str, parameters: list[Tensor]) -> dict[str, dict[str, Tensor]]:

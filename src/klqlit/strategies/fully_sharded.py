@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -81,7 +81,7 @@ class FullySharded(ModelParallelStrategy):
         self._models = [ShardedModel(model, self._layout(model), methods[model]) for model in chosen]
 
     def at_hand(self, parts: Iterable[nn.Module]) -> AbstractContextManager[object]:
-        """Within it, this rank may use what it finds in `parts` as often as it likes; all ranks enter and leave."""
+        """See the function of this name."""
         inside = {module for part in parts for module in part.modules()}
         models = [model for model in self._models if model.module in inside]
         if not self.unshard_for_rollouts:
@@ -186,9 +186,25 @@ def shard_models(module: L.LightningModule, models: Iterable[nn.Module]) -> None
 
 
 def at_hand(module: L.LightningModule, *parts: nn.Module) -> AbstractContextManager[object]:
-    """Within it, this rank may use `parts` as often as it likes, whatever the other ranks do. All ranks enter it."""
+    """Within it, this rank may use `parts` as often as it likes, whatever the other ranks do.
+
+    All ranks enter and leave it; in between, they speak to each other in no other way.
+    """
     strategy = module.trainer.strategy
     return strategy.at_hand(parts) if isinstance(strategy, FullySharded) else nullcontext()
+
+
+def check_readable(checkpoint: str, strategy: Strategy) -> None:
+    """Refuse a sharded checkpoint under a strategy that reads files only.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if Path(checkpoint).is_dir() and not isinstance(strategy, FullySharded):
+        raise ValueError(
+            f"{checkpoint} is a folder that several processes wrote: continue with --config configs/fsdp.yaml, or make "
+            f"one file of it first: python -m klqlit consolidate {checkpoint} FILE"
+        )
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
