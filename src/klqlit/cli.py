@@ -66,7 +66,8 @@ def fail(message: str) -> int:
 
 
 def _run(command: str, options: list[str]) -> int:
-    from klqlit.algorithms.checks import Divergence, StaleRollout
+    from klqlit.algorithms.checks import StaleRollout
+    from klqlit.algorithms.divergence import Divergence
     from klqlit.judges.base import JudgeStopped
 
     try:

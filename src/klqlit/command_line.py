@@ -18,10 +18,12 @@ from transformers.utils import logging as transformers_logging
 from klqlit.algorithms.base import RLHFModule
 from klqlit.callbacks.completions import CompletionWriter
 from klqlit.callbacks.critic_record import CriticRecord
+from klqlit.callbacks.divergence_report import DivergenceReport
 from klqlit.callbacks.export import Export
 from klqlit.callbacks.final_checkpoint import FinalCheckpoint
 from klqlit.callbacks.progress import Progress
 from klqlit.callbacks.run_record import RunRecord
+from klqlit.callbacks.save_guard import SaveGuard
 from klqlit.loggers import JSONLinesLogger
 from klqlit.models.language_model import LanguageModel
 from klqlit.option_errors import explain
@@ -100,6 +102,7 @@ class CommandLine(LightningCLI):
         extra: list[L.Callback] = [Progress()]
         if self.command == "fit":
             # The run's record comes last: a run is finished when its model is exported.
+            extra += [DivergenceReport(), SaveGuard(checkpoint_folder(run_dir))]
             extra += [FinalCheckpoint(checkpoint_folder(run_dir)), Export(), RunRecord()]
         if self.command == "fit" and isinstance(self.model, RLHFModule):
             extra.append(CriticRecord())

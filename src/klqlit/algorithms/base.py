@@ -9,13 +9,15 @@ from typing import Any
 import lightning as L
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import check_finite, check_first_rollout, check_fresh, check_precision
+from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
+from klqlit.algorithms.divergence import Evaluated, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
 from klqlit.functional.checks import check_tau
@@ -29,7 +31,7 @@ from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
 from klqlit.rollout.gathering import gather
 from klqlit.rollout.sampling import Sampler
-from klqlit.rollout.scoring import checked_scores, critic_values, reference_logprobs
+from klqlit.rollout.scoring import agreed_scores, critic_values, reference_logprobs
 from klqlit.types import Completions, Experience, Minibatch, Prompts, Rollout, Sample, Sequences
 from klqlit.version import __version__
 
@@ -49,8 +51,13 @@ class RLHFModule(L.LightningModule, ABC):
         sampler: how responses are drawn.
         shaping: changes to the rewards before the algorithm sees them.
         optimization: learning rates and schedule.
-        tau: KL coefficient of the objective J = E[score - tau KL], positive.
+        tau: KL coefficient of the objective J = E[score - tau KL], positive. The coefficient in use starts there; what
+            moves it (a KL budget, PPO's `adaptive_kl`) leaves the J that is logged at `tau`, so that a curve of J means
+            one thing from end to end.
         scoring_batch_size: rows per forward pass of reference and critic outside training.
+
+    Attributes:
+        kl_coefficient: tau as targets and losses use it now. Change it between phases only.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class RLHFModule(L.LightningModule, ABC):
         self.shaping = shaping or RewardShaping()
         self.optimization = optimization or Optimization()
         self.tau = tau
+        self.kl_coefficient = tau
         self.scoring_batch_size = scoring_batch_size
         self.stopwatch = Stopwatch()
         self.rollout_metrics = RolloutMetrics(tau=tau)
@@ -89,6 +97,8 @@ class RLHFModule(L.LightningModule, ABC):
         self.training_metrics = Means()
         self.comparison_metrics = ComparisonMetrics(tau=tau)
         self.phase_metrics: dict[str, float] = {}
+        self.phase_scores = torch.zeros(0)
+        self._evaluated: list[Evaluated] = []
         self._reference_side: dict[int, Scored] = {}
 
     @abstractmethod
@@ -143,7 +153,7 @@ class RLHFModule(L.LightningModule, ABC):
         with self.stopwatch("generation"), precision():
             sample, completions = self._complete(self.policy, prompts)
         with self.stopwatch("scoring"), precision():
-            scores = checked_scores(self.reward, completions)
+            scores = agreed_scores(self.reward, completions)
             how: dict[str, Any] = {"temperature": self.sampler.temperature, "size": self.scoring_batch_size}
             return Rollout(
                 completions=completions,
@@ -180,11 +190,14 @@ class RLHFModule(L.LightningModule, ABC):
             rollout: with shaped rewards, in whose units the critic learns.
         """
         mask = rollout.mask
-        rewards = kl_penalised_rewards(rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.tau)
+        rewards = kl_penalised_rewards(
+            rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.kl_coefficient
+        )
         return monte_carlo_returns(rewards, mask, gamma=1.0)
 
     def _measure(self, rollout: Rollout) -> None:
         """Metrics of the phase's rollout. It holds all ranks' rows, so that every rank computes the same."""
+        self.phase_scores = rollout.scores
         gold = self._gold_scores(rollout.completions)
         self.rollout_metrics.update(rollout, gold)
         mask, returns = rollout.mask, self.realised_returns(rollout)
@@ -193,6 +206,7 @@ class RLHFModule(L.LightningModule, ABC):
         self.phase_metrics = self.rollout_metrics.compute() | {
             "time/generation": times["generation"],
             "time/scoring": times["scoring"],
+            "kl/coefficient": self.kl_coefficient,
             "critic/explained_variance": float(torch.as_tensor(self.explained_variance.compute())),
             "critic/value": float(masked_mean(rollout.values, mask)),
             "critic/return": float(masked_mean(returns, mask)),
@@ -203,7 +217,7 @@ class RLHFModule(L.LightningModule, ABC):
     def _gold_scores(self, completions: Completions) -> Float[Tensor, " B"] | None:
         if self.gold is None:
             return None
-        return total_scores(checked_scores(self.gold, completions, "gold"), completions.sequences.mask)
+        return total_scores(agreed_scores(self.gold, completions, "gold"), completions.sequences.mask)
 
     @property
     def _full_precision(self) -> bool:
@@ -238,9 +252,18 @@ class RLHFModule(L.LightningModule, ABC):
         logprobs, values = self.evaluate(experience.sequences)
         losses, metrics = self.loss(experience, logprobs, values)
         total = masked_sum(losses, mask)
-        check_finite(float(total.detach()), "the loss", self.global_step)
         logratio = torch.where(mask, logprobs.detach() - experience.logprobs, 0.0)
         metrics |= {"loss": losses, "kl_old": kl_k3(-logratio)}
+        self._evaluated.append(
+            Evaluated(
+                batch=batch,
+                losses=losses.detach(),
+                logprobs=logprobs.detach(),
+                values=values.detach(),
+                total=total.detach(),
+                scores=self.phase_scores[batch.rows.cpu()],
+            )
+        )
         for name, values_of_tokens in metrics.items():
             self.training_metrics.update(f"train/{name}", values_of_tokens, mask)
         if batch.step == 0:
@@ -256,11 +279,11 @@ class RLHFModule(L.LightningModule, ABC):
         self.stopwatch.stop("optimization")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            check_finite(float(norm), f"the {group['name']}'s gradient", self.global_step)
-            self.training_metrics.update(f"train/{group['name']}_grad_norm", norm)
+        norms, evaluated, self._evaluated = gradient_norms(optimizer), self._evaluated, []
+        step, strategy = self.global_step, self.trainer.strategy
+        check_step(evaluated, norms, self, step=step, strategy=strategy, tokenizer=self.tokenizer)
+        for name, norm in norms.items():
+            self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
 
     def on_train_epoch_end(self) -> None:
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}
@@ -275,7 +298,7 @@ class RLHFModule(L.LightningModule, ABC):
         if batch_idx not in self._reference_side:
             # The reference never changes, and neither do the validation seeds: its side is drawn once a run.
             _, completions = self._complete(self.reference, batch)
-            scores = total_scores(checked_scores(self.reward, completions), completions.sequences.mask)
+            scores = total_scores(agreed_scores(self.reward, completions), completions.sequences.mask)
             self._reference_side[batch_idx] = self._scored(completions, scores)
         comparison = Comparison(policy=policy, reference=self._reference_side[batch_idx], rollout=rollout)
         self.comparison_metrics.update(comparison)
@@ -299,21 +322,23 @@ class RLHFModule(L.LightningModule, ABC):
     def as_collected(self, rollout: Rollout) -> tuple[Rollout, Experience]:
         """What `collect` would make of a rollout that nothing is learned from: with shaped rewards, and its targets.
 
-        Running statistics of the shaping and of the algorithm, which are buffers, stay as they are.
+        Running statistics of the shaping and of the algorithm, which are buffers, and the KL coefficient stay as they
+        are.
 
         Args:
             rollout: from `roll_out`, of all ranks.
         """
-        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        before, coefficient = {name: buffer.clone() for name, buffer in self.named_buffers()}, self.kl_coefficient
         rollout = self._shaped(rollout)
         experience = self.targets(rollout)
         for name, buffer in self.named_buffers():
             buffer.copy_(before[name])
+        self.kl_coefficient = coefficient
         return rollout, experience
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Scored:
         _, completions = self._complete(self.policy, batch)
-        scores = total_scores(checked_scores(self.reward, completions), completions.sequences.mask)
+        scores = total_scores(agreed_scores(self.reward, completions), completions.sequences.mask)
         return self._scored(completions, scores)
 
     def _scored(self, completions: Completions, scores: Float[Tensor, " B"]) -> Scored:
@@ -324,7 +349,12 @@ class RLHFModule(L.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in [name for name in checkpoint["state_dict"] if name.startswith(FROZEN)]:
             del checkpoint["state_dict"][name]
-        checkpoint["phase"] = {"metrics": self.phase_metrics, "training": self.training_metrics.sums()}
+        checkpoint["phase"] = {
+            "metrics": self.phase_metrics,
+            "training": self.training_metrics.sums(),
+            "scores": self.phase_scores,
+        }
+        checkpoint["tau"] = {"configured": self.tau, "in_use": self.kl_coefficient}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
@@ -332,6 +362,15 @@ class RLHFModule(L.LightningModule, ABC):
         self.optimization.restore_rates(checkpoint)
         self.phase_metrics = checkpoint["phase"]["metrics"]
         self.training_metrics.restore(checkpoint["phase"]["training"])
+        self.phase_scores = checkpoint["phase"]["scores"]
+        self._restore_tau(**checkpoint["tau"])
+
+    def _restore_tau(self, configured: float, in_use: float) -> None:
+        """Go on with the coefficient the run had come to, unless it is given another tau to start from."""
+        if configured == self.tau:
+            self.kl_coefficient = in_use
+        else:
+            rank_zero_info(f"tau is {self.tau:g} from here on; it was {in_use:g}")
 
     def export(self, directory: str) -> None:
         """Write the policy as a Hugging Face directory, with tokenizer, generation config and model card."""

@@ -6,14 +6,15 @@ from typing import Any, Literal
 
 import lightning as L
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import Divergence
+from klqlit.algorithms.divergence import Divergence, broken_parts, first_trouble, total_norm
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
 from klqlit.models.loading import export, max_positions
+from klqlit.rollout.gathering import everywhere
 from klqlit.version import __version__
 
 
@@ -53,6 +54,7 @@ class Finetuning(L.LightningModule, ABC):
         self._origin = origin
         self._lr, self._weight_decay = lr, weight_decay
         self._warmup_steps, self._decay = warmup_steps, decay
+        self._totals: list[Tensor] = []
 
     @property
     @abstractmethod
@@ -78,16 +80,23 @@ class Finetuning(L.LightningModule, ABC):
         Args:
             total: sum of the losses of this micro-batch.
             count: terms of the whole step.
-
-        Raises:
-            Divergence: the loss is not finite.
         """
-        if not bool(total.isfinite()):
-            raise Divergence(
-                f"the loss became {float(total.detach())} at optimizer step {self.global_step}, and the run stops; the "
-                "last good checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
-            )
+        self._totals.append(total.detach())
         return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        totals, self._totals = self._totals, []
+        numbers = [("the loss", float(total)) for total in totals]
+        numbers.append(("the gradient", total_norm([p.grad for p in self.parameters() if p.grad is not None])))
+        trouble = first_trouble(numbers)
+        # On all ranks at once: one that stopped alone would leave the others waiting for it.
+        if self.trainer.strategy.reduce_boolean_decision(trouble is not None, all=False):
+            what = next(found for found in everywhere(trouble) if found is not None)
+            raise Divergence(
+                f"{what} at optimizer step {self.global_step}, and the run stops; the last good checkpoint is kept. "
+                "Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)",
+                {"what": what} | broken_parts(self),
+            )
 
     def configure_optimizers(self) -> Any:
         # Lightning clips no gradients of a fused optimizer under mixed precision.
