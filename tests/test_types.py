@@ -55,6 +55,23 @@ def test_select_keeps_every_real_token_in_its_place(rows, left, right, data):
         assert part.returns[row][part.mask[row]].tolist() == whole.returns[i][whole.mask[i]].tolist()
 
 
+@examples
+@given(rows, st.integers(0, 3), st.integers(0, 3))
+def test_aligned_rows_start_at_column_0_and_name_the_state_before_each_token(rows, left, right):
+    prompts, responses = [list(part) for part in zip(*rows, strict=True)]
+    sequences = make_sequences(prompts, responses, left=left, right=right)
+    aligned = sequences.aligned()
+    read = [prompt + response[:-1] for prompt, response in zip(prompts, responses, strict=True)]
+    assert aligned.tokens.shape[1] == max(map(len, read))
+    for row, tokens in enumerate(read):
+        assert aligned.tokens[row, : len(tokens)].tolist() == tokens
+    # The state before token t is that of the last token before it: the prompt's last one for the first.
+    before = aligned.tokens[aligned.rows, aligned.columns].tolist()
+    assert before == [token for p, r in zip(prompts, responses, strict=True) for token in [p[-1], *r[:-1]]]
+    assert sequences.tokens[sequences.mask].tolist() == [token for response in responses for token in response]
+    assert aligned.rows.tolist() == [row for row, response in enumerate(responses) for _ in response]
+
+
 def test_shapes_that_disagree_are_refused():
     good = make_sequences([[1]], [[2, 3]])
     with pytest.raises(TypeCheckError):

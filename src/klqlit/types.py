@@ -57,6 +57,18 @@ class Sequences:
     def attention_mask(self) -> Bool[Tensor, "B S"]:
         return torch.cat([self.prompt_mask, self.mask], dim=1)
 
+    def aligned(self) -> "AlignedRows":
+        """Each row's prompt and response from column 0 on, but for the last token, which predicts nothing."""
+        lengths, room = self.prompt_mask.sum(dim=1), self.prompt_tokens.shape[1]
+        width = int((lengths + self.mask.sum(dim=1)).max()) - 1
+        columns = torch.arange(width, device=lengths.device) + (room - lengths)[:, None]
+        rows, steps = self.mask.nonzero(as_tuple=True)
+        return AlignedRows(
+            tokens=self.input_ids.gather(1, columns.clamp(max=room + self.tokens.shape[1] - 1)),
+            rows=rows,
+            columns=lengths[rows] - 1 + steps,
+        )
+
     def select(self, rows: Int[Tensor, " N"]) -> "Sequences":
         """The given rows, without the columns that are padding in all of them."""
         prompt_mask, mask = self.prompt_mask[rows], self.mask[rows]
@@ -68,6 +80,23 @@ class Sequences:
             tokens=self.tokens[rows, :right],
             mask=mask[:, :right],
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class AlignedRows:
+    """Sequences without padding on the left: a causal model reads them without a mask and counts positions by itself.
+
+    What stands behind a row's end is read by nothing before it.
+
+    Attributes:
+        tokens: token ids, valid ones behind the end of a row too.
+        rows: row of each response token, in the order of the sequences' mask; N real response tokens.
+        columns: column of the state before it, whose features predict it.
+    """
+
+    tokens: Int[Tensor, "B L"]
+    rows: Int[Tensor, " N"]
+    columns: Int[Tensor, " N"]
 
 
 @dataclass(kw_only=True, slots=True)

@@ -155,6 +155,9 @@ class Forgetful(Policy):
     def decode(self, tokens, mask, cache):
         return self.inner.decode(tokens, mask, cache)
 
+    def select(self, cache, rows):
+        return self.inner.select(cache, rows)
+
     def save(self, directory, card, *, temperature):
         raise NotImplementedError
 

@@ -5,11 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from builders import ARCHITECTURES, save, tiny_language_model, tiny_tokenizer
+from klqlit.functional import linear_logprobs
 from klqlit.models.policy import LanguagePolicy
 from klqlit.models.positions import positions
+from klqlit.models.states import has_plain_head
 from runs import make_sequences
 
 ids = st.integers(0, 319)
@@ -76,8 +78,14 @@ def test_padding_sends_no_gradient(policy):
     policy.zero_grad()
 
 
-def test_lm_head_is_computed_at_response_positions_only(policy):
+def test_lm_head_is_computed_at_response_tokens_only(policy, monkeypatch):
     shapes = []
+
+    def spy(features, *args, **kwargs):
+        shapes.append(tuple(features.shape))
+        return linear_logprobs(features, *args, **kwargs)
+
+    monkeypatch.setattr("klqlit.models.policy.linear_logprobs", spy)
     head = policy.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
     sequences = make_sequences(PROMPTS, RESPONSES, left=3, right=1)
@@ -86,7 +94,36 @@ def test_lm_head_is_computed_at_response_positions_only(policy):
     _, cache = policy.decode(prompt_tokens, mask, None)
     policy.decode(prompt_tokens[:, :1], torch.cat([mask, mask[:, -1:]], dim=1), cache)
     handle.remove()
-    assert shapes == [(4, 5, 16), (4, 1, 16), (4, 1, 16)]
+    assert shapes == [(10, 16), (4, 1, 16), (4, 1, 16)]
+
+
+@pytest.fixture(scope="module")
+def capped(tmp_path_factory):
+    """Gemma 2: its logits are capped after the LM head, and every second layer sees a window of 4 tokens."""
+    tokenizer = tiny_tokenizer()
+    size = {"vocab_size": 328, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 4, "initializer_range": 0.3}
+    tokens = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": 0}
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(**size, **heads, **tokens, final_logit_softcapping=2.0))
+    return LanguagePolicy(save(tmp_path_factory.mktemp("capped"), model, tokenizer))
+
+
+def test_heads_that_do_more_than_a_product_are_told_apart_and_give_the_models_own_numbers(policy, capped):
+    assert has_plain_head(policy.model)
+    assert not has_plain_head(capped.model)
+    sequences = make_sequences(PROMPTS, RESPONSES, left=1, right=1)
+    output = capped(sequences, temperature=0.7, features=True)
+    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        expected = alone(capped, prompt, response, temperature=0.7)
+        torch.testing.assert_close(output.logprobs[row, : len(response)], expected)
+    logits = 2 * torch.tanh(capped.model.get_output_embeddings()(output.features) / 2)
+    again = (logits / 0.7).log_softmax(dim=-1).gather(-1, sequences.tokens[..., None]).squeeze(-1)
+    torch.testing.assert_close(again[sequences.mask], output.logprobs[sequences.mask])
+
+
+def test_the_head_is_tried_in_the_weights_own_type(model_dir):
+    assert has_plain_head(LanguagePolicy(model_dir("llama"), dtype="bfloat16").model)
 
 
 def test_temperature_divides_the_logits(llama):
@@ -132,7 +169,7 @@ def test_features_are_the_last_hidden_states_before_each_token(policy):
     assert output.features.shape == (4, 5, 16)
     logits = policy.model.get_output_embeddings()(output.features)
     again = logits.log_softmax(dim=-1).gather(-1, sequences.tokens[..., None]).squeeze(-1)
-    torch.testing.assert_close(again, output.logprobs)
+    torch.testing.assert_close(again[sequences.mask], output.logprobs[sequences.mask])
     assert policy(sequences, temperature=1.0).features is None
 
 

@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 from torch import nn
 
 from builders import ARCHITECTURES, tiny_tokenizer
 from klqlit.models.policy import LanguagePolicy, Policy, PolicyOutput
-from klqlit.rollout.sampling import Sampler, draw, uniform_streams
+from klqlit.rollout.sampling import Sampler
 from klqlit.types import Prompts, Sequences
 from runs import make_prompts
 
@@ -37,11 +36,15 @@ class Scripted(Policy):
         return PolicyOutput(logprobs=torch.zeros(sequences.tokens.shape), features=None)
 
     def decode(self, tokens, mask, cache):
-        t = 0 if cache is None else cache
-        said = [script[min(t, len(script) - 1)] for script in self.scripts]
+        t, scripts = (0, self.scripts) if cache is None else cache
+        said = [script[min(t, len(script) - 1)] for script in scripts]
         logits = torch.full((len(said), self.vocab_size), -math.inf)
         logits[torch.arange(len(said)), torch.tensor(said)] = 0.0
-        return logits, t + 1
+        return logits, (t + 1, scripts)
+
+    def select(self, cache, rows):
+        t, scripts = cache
+        return t, [scripts[row] for row in rows.tolist()]
 
     def save(self, directory, card, *, temperature):
         raise NotImplementedError
@@ -70,15 +73,18 @@ class Constant(Policy):
     def decode(self, tokens, mask, cache):
         return self.logits.expand(len(tokens), -1), ()
 
+    def select(self, cache, rows):
+        return cache
+
     def save(self, directory, card, *, temperature):
         raise NotImplementedError
 
 
 def blank(rows, first_seed=0):
-    """Prompts of one token."""
+    """Prompts of one token, another in each row."""
     return Prompts(
         texts=["x"] * rows,
-        tokens=torch.ones(rows, 1, dtype=torch.long),
+        tokens=torch.arange(rows)[:, None],
         mask=torch.ones(rows, 1, dtype=torch.bool),
         seeds=list(range(first_seed, first_seed + rows)),
         columns={},
@@ -99,46 +105,6 @@ def ending(quitter_dir):
 # The draw -----------------------------------------------------------------------------------------------------------
 
 
-def test_draw_takes_the_first_token_at_which_the_cumulative_probability_passes_the_number():
-    log_p = torch.tensor([0.25, 0.5, 0.25]).log().expand(6, 3)
-    uniform = torch.tensor([0.0, 0.24, 0.26, 0.74, 0.76, 1 - 2**-24])
-    assert draw(log_p, uniform).tolist() == [0, 0, 1, 1, 2, 2]
-
-
-def test_draw_needs_no_normalised_probabilities():
-    log_p = torch.tensor([0.25, 0.5, 0.25]).log().expand(3, 3)
-    uniform = torch.tensor([0.2, 0.7, 0.8])
-    assert draw(log_p + 3.0, uniform).tolist() == draw(log_p, uniform).tolist() == [0, 1, 2]
-
-
-@examples
-@given(st.lists(st.floats(-8, 8), min_size=2, max_size=40), st.data())
-def test_tokens_of_probability_zero_are_never_drawn(logits, data):
-    """The smallest and the largest number that a stream can give included."""
-    zeros = data.draw(st.lists(st.sampled_from(range(len(logits))), max_size=len(logits) - 1))
-    log_p = torch.tensor(logits).log_softmax(dim=0)
-    log_p[zeros] = -math.inf
-    log_p = log_p.expand(5, -1)
-    uniform = torch.tensor([0.0, 1e-8, 0.5, 1 - 2**-23, 1 - 2**-24])
-    assert bool((log_p.gather(1, draw(log_p, uniform)[:, None]) > -math.inf).all())
-
-
-def test_streams_depend_on_their_seed_alone():
-    both = uniform_streams([3, 4], 5)
-    assert torch.equal(both[1], uniform_streams([4], 5)[0])
-    assert torch.equal(both[:, :2], uniform_streams([3, 4], 2))
-    assert not torch.equal(both[0], both[1])
-
-
-def test_streams_are_float32_whatever_the_default():
-    """In bfloat16 a stream would have 256 different numbers."""
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        assert uniform_streams([0], 5).dtype == torch.float32
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_are_the_softmax(temperature):
     """Pearson's statistic of 20,000 draws over 8 tokens stays under its 99.9 % point, 24.3 at 7 degrees of freedom."""
@@ -149,6 +115,7 @@ def test_frequencies_are_the_softmax(temperature):
     expected = 20_000 * (logits[20:28] / temperature).softmax(dim=0)
     assert len(counts) == 8
     assert float(((counts - expected).square() / expected).sum()) < 24.3
+
     # And it tells another temperature apart.
     wrong = 20_000 * (logits[20:28] / (1.2 * temperature)).softmax(dim=0)
     assert float(((counts - wrong).square() / wrong).sum()) > 24.3
@@ -317,6 +284,72 @@ def test_nothing_is_recorded_after_the_end(ending):
     # The mask is True from the start and has no holes.
     assert torch.equal(sample.mask, torch.arange(20) < lengths[:, None])
     assert torch.equal(sample.ended, (lengths < 20) | (sample.tokens[:, -1] == 0))
+
+
+# Work that is spared -------------------------------------------------------------------------------------------------
+
+
+class Counting(Policy):
+    """Another policy, with the number of rows that each call decodes."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.tokenizer, self.decoded = inner, inner.tokenizer, []
+
+    @property
+    def vocab_size(self):
+        return self.inner.vocab_size
+
+    @property
+    def max_positions(self):
+        return self.inner.max_positions
+
+    def forward(self, sequences, *, temperature, features=False):
+        return self.inner(sequences, temperature=temperature, features=features)
+
+    def decode(self, tokens, mask, cache):
+        self.decoded.append(len(tokens))
+        return self.inner.decode(tokens, mask, cache)
+
+    def select(self, cache, rows):
+        return self.inner.select(cache, rows)
+
+    def save(self, directory, card, *, temperature):
+        raise NotImplementedError
+
+
+def test_rows_that_have_ended_are_soon_dropped_and_change_nothing(ending):
+    """Each row alone gives the same response; of the rows decoded, at most one in eight has ended."""
+    counting, prompts = Counting(ending), make_prompts(ending.tokenizer, TEXTS * 8)
+    sample = Sampler(response_length=20).sample(counting, prompts)
+    for t, rows in enumerate(counting.decoded):
+        going = int(sample.mask[:, t].sum())
+        assert going <= rows <= 8 / 7 * going + 1
+    alone = Sampler(response_length=20, batch_size=1).sample(ending, prompts)
+    assert torch.equal(sample.tokens, alone.tokens)
+    assert torch.equal(sample.mask, alone.mask)
+    assert torch.equal(sample.ended, alone.ended)
+    torch.testing.assert_close(sample.logprobs, alone.logprobs)
+    torch.testing.assert_close(sample.entropy, alone.entropy)
+
+
+def test_neighbours_with_the_same_prompt_read_it_once(policy):
+    texts = [text for text in TEXTS for _ in range(3)]
+    counting, prompts = Counting(policy), make_prompts(policy.tokenizer, texts)
+    sample = Sampler(response_length=4).sample(counting, prompts)
+    assert counting.decoded[:2] == [len(TEXTS), len(texts)]
+    alone = Sampler(response_length=4, batch_size=1).sample(policy, prompts)
+    assert torch.equal(sample.tokens, alone.tokens)
+    torch.testing.assert_close(sample.logprobs, alone.logprobs)
+
+
+def test_prompts_that_differ_in_length_only_are_told_apart(policy):
+    """What stands in the padding of the second is the token that the first repeats."""
+    prompts = blank(2)
+    prompts.tokens, prompts.mask = torch.full((2, 2), 7), torch.tensor([[True, True], [False, True]])
+    counting = Counting(policy)
+    Sampler(response_length=1).sample(counting, prompts)
+    assert counting.decoded == [2]
 
 
 # Arguments ----------------------------------------------------------------------------------------------------------

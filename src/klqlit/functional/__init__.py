@@ -11,6 +11,7 @@ from klqlit.functional.klq import (
     squared_error,
     value_clipped_error,
 )
+from klqlit.functional.linear_logprobs import linear_logprobs
 from klqlit.functional.logprobs import entropy, token_logprobs
 from klqlit.functional.masking import (
     last_index,
@@ -58,6 +59,7 @@ __all__ = [
     "kl_penalised_rewards",
     "lambda_returns",
     "last_index",
+    "linear_logprobs",
     "masked_mean",
     "masked_moments",
     "masked_sum",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from klqlit.models.loading import disable_dropout, load_reward_model, load_tokenizer, load_trunk, same_tokenizer
 from klqlit.models.policy import LanguagePolicy, Policy
-from klqlit.models.positions import position_inputs
+from klqlit.models.states import spread, token_states
 from klqlit.types import Sequences
 
 
@@ -68,15 +68,9 @@ class SeparateCritic(Critic):
         disable_dropout(self.trunk)
 
     def forward(self, sequences: Sequences, features: Float[Tensor, "B T H"] | None) -> Float[Tensor, "B T"]:
-        mask, prompt = sequences.attention_mask, sequences.prompt_tokens.shape[1]
-        output = self.trunk(
-            input_ids=sequences.input_ids,
-            attention_mask=mask.long(),
-            use_cache=False,
-            **position_inputs(self.trunk, mask),
-        )
-        hidden = output.last_hidden_state[:, prompt - 1 : -1]
-        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+        states = token_states(self.trunk, sequences)
+        values = self.head(states.to(self.head.weight.dtype)).squeeze(-1).float()
+        return spread(values, sequences.mask)
 
 
 @final

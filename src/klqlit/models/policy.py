@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, final
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.functional.logprobs import token_logprobs
+from klqlit.functional import linear_logprobs, token_logprobs
+from klqlit.models.cache import reserved_cache
 from klqlit.models.loading import (
     check_vocabulary,
     disable_dropout,
@@ -22,7 +22,8 @@ from klqlit.models.loading import (
     load_tokenizer,
     max_positions,
 )
-from klqlit.models.positions import position_inputs
+from klqlit.models.positions import padding_inputs
+from klqlit.models.states import has_plain_head, spread, token_logits, token_states
 from klqlit.tokenising import encode_prompts
 from klqlit.types import Sequences
 
@@ -68,6 +69,10 @@ class Policy(nn.Module, ABC):
             mask: True at real tokens, over everything read so far and `tokens`.
             cache: None at first, then what the last call returned.
         """
+
+    @abstractmethod
+    def select(self, cache: Any, rows: Int[Tensor, " N"]) -> Any:
+        """The cache of the given rows; a row may be left out, or stand there several times."""
 
     @abstractmethod
     def save(self, directory: str, card: str, *, temperature: float) -> None:
@@ -137,6 +142,7 @@ class LanguagePolicy(Policy):
                 f"policy.path={path!r}: {type(self.model).__name__} cannot compute logits at chosen positions "
                 "(its forward has no `logits_to_keep`); choose a causal language model that can"
             )
+        self._plain_head = has_plain_head(self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -147,31 +153,28 @@ class LanguagePolicy(Policy):
         return max_positions(self.model.config)
 
     def forward(self, sequences: Sequences, *, temperature: float, features: bool = False) -> PolicyOutput:
-        prompt, response = sequences.prompt_tokens.shape[1], sequences.tokens.shape[1]
-        predictors = torch.arange(prompt - 1, prompt + response - 1, device=sequences.tokens.device)
-        output = self.model(
-            input_ids=sequences.input_ids,
-            attention_mask=sequences.attention_mask.long(),
-            logits_to_keep=predictors,
-            output_hidden_states=features,
-            use_cache=False,
-            **position_inputs(self.model, sequences.attention_mask),
-        )
-        return PolicyOutput(
-            logprobs=token_logprobs(output.logits.float(), sequences.tokens, temperature=temperature),
-            features=output.hidden_states[-1][:, predictors] if features else None,
-        )
+        tokens, mask = sequences.tokens[sequences.mask], sequences.mask
+        if self._plain_head:
+            states, head = token_states(self.model.base_model, sequences), self.model.get_output_embeddings()
+            logprobs = linear_logprobs(states, head.weight, tokens, bias=head.bias, temperature=temperature)
+        else:
+            logits, states = token_logits(self.model, sequences)
+            logprobs = token_logprobs(logits[None].float(), tokens[None], temperature=temperature)[0]
+        return PolicyOutput(logprobs=spread(logprobs, mask), features=spread(states, mask) if features else None)
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
         output = self.model(
             input_ids=tokens,
-            attention_mask=mask.long(),
-            past_key_values=cache,
+            past_key_values=reserved_cache(self.model.config) if cache is None else cache,
             use_cache=True,
             logits_to_keep=1,
-            **position_inputs(self.model, mask, tokens.shape[1]),
+            **padding_inputs(self.model, mask, tokens.shape[1]),
         )
         return output.logits[:, -1].float(), output.past_key_values
+
+    def select(self, cache: Any, rows: Int[Tensor, " N"]) -> Any:
+        cache.reorder_cache(rows)
+        return cache
 
     def save(self, directory: str, card: str, *, temperature: float) -> None:
         export(self.model, self.tokenizer, directory, card=card, temperature=temperature)

@@ -26,6 +26,19 @@ def position_inputs(model: nn.Module, mask: Bool[Tensor, "B S"], last: int | Non
     return {"position_ids": positions(mask)[:, -(last or mask.shape[1]) :]}
 
 
+def padding_inputs(model: nn.Module, mask: Bool[Tensor, "B S"], last: int) -> dict[str, Tensor]:
+    """The arguments that tell `model` of padding, or none where there is no padding: it then needs no mask.
+
+    Args:
+        model: what is called.
+        mask: True at real tokens.
+        last: tokens at the end that it reads now.
+    """
+    if bool(mask.all()):
+        return {}
+    return {"attention_mask": mask.long(), **position_inputs(model, mask, last)}
+
+
 @cache
 def _takes_positions(kind: Any) -> bool:
     # ALiBi models, for one, take none.

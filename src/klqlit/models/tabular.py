@@ -127,6 +127,9 @@ class TabularPolicy(Policy):
         state = self.tree.start(tokens, mask) if cache is None else self.tree.next_states[cache, tokens[:, 0]]
         return self.logits[state], state
 
+    def select(self, cache: Any, rows: Int[Tensor, " N"]) -> Any:
+        return cache[rows]
+
     def save(self, directory: str, card: str, *, temperature: float) -> None:
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)

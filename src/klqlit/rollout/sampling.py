@@ -1,14 +1,18 @@
 """Drawing responses from a policy."""
 
-from typing import final
+from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
 
 from klqlit.models.policy import Policy
+from klqlit.rollout.drawing import Drawn, draw_next, uniform_streams
 from klqlit.types import Prompts, Sample
+
+KEPT_SHARE = 7 / 8
+"""Rows that have ended are dropped from the cache, which copies it, when no larger share of it is still read."""
 
 
 @final
@@ -86,55 +90,70 @@ class Sampler:
         return texts
 
     def _sample_rows(self, policy: Policy, prompts: Prompts, rows: slice) -> Sample:
-        step, seen, cache = prompts.tokens[rows], prompts.mask[rows], None
-        device, size = step.device, (step.shape[0], self.response_length)
-        # Every token id written is a valid one, whether the tokenizer has a pad token or not: masks say what is read.
-        eos = policy.tokenizer.eos_token_id
-        tokens = torch.full(size, eos, device=device)
-        mask = torch.zeros(size, dtype=torch.bool, device=device)
-        # Single precision whatever the trainer makes the default: half as many bits would round the ratio off.
-        logprobs, entropy = torch.zeros((2, *size), dtype=torch.float32, device=device)
-        ended = torch.zeros(size[0], dtype=torch.bool, device=device)
-        uniforms = uniform_streams(prompts.seeds[rows], self.response_length).to(device)
+        tokens, seen = prompts.tokens[rows], prompts.mask[rows]
+        response = _blank(len(tokens), self.response_length, policy.tokenizer.eos_token_id, tokens.device)
+        uniforms = uniform_streams(prompts.seeds[rows], self.response_length).to(tokens.device)
         stop = StopStringCriteria(policy.tokenizer, self.stop_strings) if self.stop_strings else None
-
+        # `live` are the rows that are decoded. Finished ones among them are dropped when that spares enough work.
+        live, finished = torch.arange(len(tokens), device=tokens.device), response.ended.clone()
+        logits, cache = _read_prompts(policy, tokens, seen)
         for t in range(self.response_length):
-            logits, cache = policy.decode(step, seen, cache)
-            log_p = torch.log_softmax(logits / self.temperature, dim=-1)
-            chosen = draw(self._truncate(log_p), uniforms[:, t])
-            alive = ~ended
-            tokens[:, t] = torch.where(alive, chosen, eos)
-            mask[:, t] = alive
-            logprobs[:, t] = torch.where(alive, log_p.gather(-1, chosen[:, None]).squeeze(-1), 0.0)
-            entropy[:, t] = torch.where(alive, torch.special.entr(log_p.exp()).sum(dim=-1), 0.0)
-            ended = ended | (chosen == eos)
+            drawn = draw_next(logits, uniforms[live, t], temperature=self.temperature, truncate=self._truncate)
+            _record(response, t, drawn, live, finished)
+            finished = finished | (drawn.tokens == policy.tokenizer.eos_token_id)
             if stop is not None:
-                ended = ended | stop(tokens[:, : t + 1], None).to(device)
-            if bool(ended.all()):
+                finished = finished | stop(response.tokens[live, : t + 1], None).to(finished.device)
+            response.ended[live] = finished
+            left = int((~finished).sum())
+            if left == 0 or t + 1 == self.response_length:
                 break
-            step, seen = tokens[:, t : t + 1], torch.cat([seen, alive[:, None]], dim=1)
-        return Sample(tokens=tokens, mask=mask, logprobs=logprobs, entropy=entropy, ended=ended)
+            step = drawn.tokens
+            if left <= KEPT_SHARE * len(live):
+                rest = (~finished).nonzero().squeeze(-1)
+                cache = policy.select(cache, rest)
+                live, finished, step, seen = live[rest], finished[rest], step[rest], seen[rest]
+            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+            logits, cache = policy.decode(step[:, None], seen, cache)
+        return response
 
-    def _truncate(self, log_p: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+    def _truncate(self, logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         if self.top_k:
-            log_p = TopKLogitsWarper(self.top_k)(None, log_p)
+            logits = TopKLogitsWarper(self.top_k)(None, logits)
         if self.top_p < 1:
-            log_p = TopPLogitsWarper(self.top_p)(None, log_p)
-        return log_p
+            logits = TopPLogitsWarper(self.top_p)(None, logits)
+        return logits
 
 
-def uniform_streams(seeds: list[int], length: int) -> Float[Tensor, "B T"]:
-    """Uniform numbers in [0, 1), one stream a row."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.rand(length, generator=g, dtype=torch.float32) for g in generators])
+def _blank(rows: int, length: int, eos: int, device: torch.device) -> Sample:
+    """Responses of no token yet."""
+    # Every token id is a valid one, whether the tokenizer has a pad token or not: masks say what is read.
+    # Single precision whatever the trainer makes the default: half as many bits would round the ratio off.
+    logprobs, entropy = torch.zeros((2, rows, length), dtype=torch.float32, device=device)
+    return Sample(
+        tokens=torch.full((rows, length), eos, device=device),
+        mask=torch.zeros((rows, length), dtype=torch.bool, device=device),
+        logprobs=logprobs,
+        entropy=entropy,
+        ended=torch.zeros(rows, dtype=torch.bool, device=device),
+    )
 
 
-def draw(log_p: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Inverse-transform sampling: the first token at which the cumulative probability passes `uniform`.
+def _read_prompts(policy: Policy, tokens: Int[Tensor, "B P"], mask: Bool[Tensor, "B P"]) -> tuple[Tensor, Any]:
+    """Logits of the first tokens, and the cache; neighbours with the same prompt are read once."""
+    _, row = torch.where(mask, tokens, -1).unique_consecutive(dim=0, return_inverse=True)
+    distinct = int(row[-1]) + 1
+    if distinct == len(tokens):
+        return policy.decode(tokens, mask, None)
+    first = torch.searchsorted(row, torch.arange(distinct, device=row.device))
+    logits, cache = policy.decode(tokens[first], mask[first], None)
+    return logits[row], policy.select(cache, row)
 
-    Log-probabilities need not be normalised; a token of probability 0 is never drawn.
-    """
-    cumulative = log_p.softmax(dim=-1).cumsum(dim=-1)
-    target = uniform * cumulative[:, -1]
-    tokens = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
-    return tokens.clamp(max=log_p.shape[-1] - 1)
+
+def _record(response: Sample, t: int, drawn: Drawn, live: Int[Tensor, " n"], finished: Bool[Tensor, " n"]) -> None:
+    """Write token `t` of the rows that had not ended before it."""
+    going = ~finished
+    rows = live[going]
+    response.tokens[rows, t] = drawn.tokens[going]
+    response.mask[rows, t] = True
+    response.logprobs[rows, t] = drawn.logprobs[going]
+    response.entropy[rows, t] = drawn.entropy[going]
