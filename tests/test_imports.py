@@ -26,6 +26,7 @@ LAYERS = [
     {"reports"},
     {"option_errors"},
     {"command_line"},
+    {"planning"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -16,9 +16,10 @@ COMMANDS = {
     "judge": "compare two policies' completions pairwise, and say how sure the comparison is",
     "analyse": "win rates and their intervals from a file of verdicts",
     "report": "one HTML page of runs and comparisons",
+    "plan": "the memory a run will need, before it is started",
 }
 
-OTHER_COMMANDS = ("judge", "analyse", "report")
+OTHER_COMMANDS = ("judge", "analyse", "report", "plan")
 """Those that do not go through Lightning's command line."""
 
 USAGE = """usage: python -m klqlit COMMAND [--config FILE ...] [--option value ...]
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, or 2 where the user's input was at fault.
+        The exit status: 0, 1 where a plan does not fit, or 2 where the user's input was at fault.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -72,7 +73,7 @@ def _run(command: str, options: list[str]) -> int:
 
     try:
         if command in OTHER_COMMANDS:
-            import_module(f"klqlit.commands.{command}").run(options)
+            return import_module(f"klqlit.commands.{command}").run(options) or 0
         else:
             from klqlit.command_line import run
 

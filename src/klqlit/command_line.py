@@ -98,6 +98,9 @@ class CommandLine(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.command == "plan":  # nothing is trained: only the precision counts
+            alone = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+            return super().instantiate_trainer(callbacks=[], logger=False, **alone)
         run_dir = self.config["run_dir"]
         extra: list[L.Callback] = [Progress()]
         if self.command == "fit":

@@ -59,5 +59,5 @@ def check_space(needed: float, free: float, folder: Path, what: str) -> None:
 def size(number: float) -> str:
     """Bytes for people."""
     power = next((power for power in (3, 2, 1) if number >= 1024**power), 0)
-    unit = ("bytes", "KiB", "MiB", "GiB")[power]
-    return f"{number / 1024**power:.{1 if power else 0}f} {unit}"
+    unit, digits = (("bytes", 0), ("KiB", 1), ("MiB", 1), ("GiB", 2))[power]
+    return f"{number / 1024**power:.{digits}f} {unit}"

@@ -1,0 +1,172 @@
+"""The memory of one device in each stage of a phase."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+from klqlit.algorithms.base import RLHFModule
+from klqlit.planning.stages import Stage, bytes_of_parameters
+
+Sharding = Literal["none", "fsdp"]
+
+
+@dataclass(kw_only=True, slots=True)
+class States:
+    """Bytes that stay from stage to stage.
+
+    Attributes:
+        trained: weights of policy and critic.
+        gradients: theirs.
+        optimizer: its state.
+        frozen: weights of reference and reward models.
+    """
+
+    trained: float
+    gradients: float
+    optimizer: float
+    frozen: float
+
+    @property
+    def total(self) -> float:
+        return self.trained + self.gradients + self.optimizer + self.frozen
+
+    def over(self, devices: int) -> "States":
+        """One device's share."""
+        return States(
+            trained=self.trained / devices,
+            gradients=self.gradients / devices,
+            optimizer=self.optimizer / devices,
+            frozen=self.frozen / devices,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Plan:
+    """What one device needs.
+
+    Attributes:
+        states: on the device.
+        stages: sampling, scoring, update.
+        exchange: bytes by stage for what devices exchange: gradient buckets, or weights gathered from all shards.
+        libraries: bytes of the program itself.
+    """
+
+    states: States
+    stages: list[Stage]
+    exchange: dict[str, float]
+    libraries: float
+
+    def total(self, stage: Stage) -> float:
+        """Peak of a stage."""
+        return self.states.total + self.exchange[stage.name] + stage.total + self.libraries
+
+    @property
+    def peak(self) -> float:
+        """Of all stages."""
+        return max(self.total(stage) for stage in self.stages)
+
+
+@dataclass(kw_only=True, slots=True)
+class Remedy:
+    """A setting to turn.
+
+    Attributes:
+        what: the setting, as the user writes it.
+        peak: about what the peak would be.
+    """
+
+    what: str
+    peak: float
+
+
+def states_of(module: RLHFModule) -> States:
+    """Of one device that holds everything; AdamW keeps two numbers a weight."""
+    trained = bytes_of_parameters(module.policy, module.critic)
+    return States(
+        trained=trained,
+        gradients=trained,
+        optimizer=2 * trained,
+        frozen=bytes_of_parameters(module.reference, module.reward, module.gold),
+    )
+
+
+def plan(
+    module: RLHFModule, stages: list[Stage], *, devices: int, sharding: Sharding, libraries: float, gathered: float
+) -> Plan:
+    """Spread what one device would hold over several.
+
+    Args:
+        module: the algorithm with its models.
+        stages: of one device, at the batch sizes it has among `devices`.
+        devices: how many share the work.
+        sharding: "none": each holds all weights; "fsdp": each holds a share, and gathers what it computes with.
+        libraries: bytes of the program itself.
+        gathered: bytes of a gathered weight, as a share of those of a kept one: 0.5 where it is gathered in bfloat16.
+    """
+    states = states_of(module)
+    if sharding == "none" or devices == 1:
+        # DistributedDataParallel copies gradients into buckets that it exchanges, and these stay.
+        buckets = states.gradients if devices > 1 else 0.0
+        return Plan(
+            states=states, stages=stages, exchange={stage.name: buckets for stage in stages}, libraries=libraries
+        )
+    scored = max(bytes_of_parameters(part) for part in (module.reference, module.critic, module.reward, module.gold))
+    exchange = {
+        "sampling": gathered * bytes_of_parameters(module.policy),
+        "scoring": gathered * scored,
+        "update": _gathered_in_update(module, gathered),
+    }
+    return Plan(states=states.over(devices), stages=stages, exchange=exchange, libraries=libraries)
+
+
+def _gathered_in_update(module: RLHFModule, gathered: float) -> float:
+    """What is in no block stays gathered; of blocks there are two, one of them on its way, and one whole gradient."""
+    blocks = [block for model in (module.policy, module.critic) for block in blocks_of(model)]
+    rest = bytes_of_parameters(module.policy, module.critic) - bytes_of_parameters(*blocks)
+    largest = max((bytes_of_parameters(block) for block in blocks), default=0)
+    return gathered * (rest + 2 * largest) + max(largest, rest)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Its transformer blocks: the children of its largest list of modules."""
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    return list(max(lists, key=lambda blocks: bytes_of_parameters(blocks))) if lists else []
+
+
+def remedies(found: Plan, *, devices: int, sharding: Sharding, shared_critic: float) -> list[Remedy]:
+    """What lowers the peak, the strongest first; each is judged alone, and roughly.
+
+    Args:
+        found: the plan.
+        devices: how many share the work.
+        sharding: as planned.
+        shared_critic: bytes of the critic's own trunk, with gradient and optimizer state, on this device.
+    """
+    changes = {
+        "trainer.accumulate_grad_batches: twice as many": _smaller(found, "update"),
+        "sampler.batch_size: half as many rows": _smaller(found, "sampling"),
+        "scoring_batch_size, reward.batch_size: half as many rows": _smaller(found, "scoring"),
+    }
+    if shared_critic:
+        trained = replace(found.states, optimizer=found.states.optimizer - shared_critic)
+        changes["critic: klqlit.SharedCritic (see docs/theory.md first)"] = replace(found, states=trained)
+    if devices > 1 and sharding == "none":
+        exchange = dict.fromkeys(found.exchange, found.states.trained / devices)
+        split = replace(found, states=found.states.over(devices), exchange=exchange)
+        changes["--sharding fsdp: weights and optimizer split over devices"] = split
+    if sharding == "fsdp":
+        changes["twice as many devices"] = replace(found, states=found.states.over(2))
+    better = [Remedy(what=what, peak=changed.peak) for what, changed in changes.items() if changed.peak < found.peak]
+    return sorted(better, key=lambda remedy: remedy.peak)
+
+
+def _smaller(found: Plan, name: str) -> Plan:
+    """With half the rows in one stage."""
+    stages = [
+        stage
+        if stage.name != name
+        else replace(stage, cache=stage.cache // 2, activations=stage.activations // 2, scratch=stage.scratch // 2)
+        for stage in found.stages
+    ]
+    return replace(found, stages=stages)
