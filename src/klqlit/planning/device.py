@@ -11,7 +11,7 @@ from klqlit.algorithms.base import RLHFModule
 from klqlit.command_line import CommandLine, LanguageModel, quieten, set_parsing_settings
 from klqlit.data.online import OnlineDataModule
 from klqlit.option_errors import explain
-from klqlit.planning.plan import Plan, Remedy, Sharding, plan, remedies
+from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, remedies, states_of
 from klqlit.planning.stages import Sizes, bytes_of_parameters, measure
 from klqlit.planning.tracker import HEAP, Tracker, building
 
@@ -77,11 +77,16 @@ def planned(
     on_cpu = settings["accelerator"] == "cpu" or (settings["accelerator"] == "auto" and not torch.cuda.is_available())
     # The filler is any token that is not the end.
     tracker = Tracker(filler=int(module.tokenizer.eos_token_id == 0), kept_below=HEAP if on_cpu else 0)
-    stages = measure(module, sizes, tracker, cli.trainer.precision_plugin.forward_context)
-    half = "bf16" in str(settings["precision"])
-    libraries = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else CONTEXT
-    found = plan(module, stages, devices=devices, sharding=sharding, libraries=libraries, gathered=0.5 if half else 1.0)
-    own = 0.0 if module.critic.reads_features else 4 * bytes_of_parameters(module.critic)
+    half, split = "bf16" in str(settings["precision"]), sharding == "fsdp" and devices > 1
+    states, own = states_of(module), 0 if module.critic.reads_features else 4 * bytes_of_parameters(module.critic)
+    exchange = exchange_of(module, states, devices, sharding, half)
+    dtype = torch.bfloat16 if half and split else None
+    found = Plan(
+        states=states.over(devices) if split else states,
+        stages=measure(module, sizes, tracker, cli.trainer.precision_plugin.forward_context, dtype),
+        exchange=exchange,
+        libraries=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else CONTEXT,
+    )
     return Planned(
         plan=found,
         sizes=sizes,
@@ -89,9 +94,7 @@ def planned(
         sharding=sharding,
         kind="CPU process" if on_cpu else "GPU",
         memory=memory * GIB if memory else _memory(on_cpu, devices),
-        remedies=remedies(
-            found, devices=devices, sharding=sharding, shared_critic=own / (devices if sharding == "fsdp" else 1)
-        ),
+        remedies=remedies(found, devices=devices, sharding=sharding, own_critic=own / (devices if split else 1)),
     )
 
 

@@ -10,6 +10,8 @@ from klqlit.planning.stages import Stage, bytes_of_parameters
 
 Sharding = Literal["none", "fsdp"]
 
+STAGES = ("sampling", "scoring", "update")
+
 
 @dataclass(kw_only=True, slots=True)
 class States:
@@ -91,65 +93,61 @@ def states_of(module: RLHFModule) -> States:
     )
 
 
-def plan(
-    module: RLHFModule, stages: list[Stage], *, devices: int, sharding: Sharding, libraries: float, gathered: float
-) -> Plan:
-    """Spread what one device would hold over several.
+def exchange_of(module: RLHFModule, states: States, devices: int, sharding: Sharding, half: bool) -> dict[str, float]:
+    """What one device holds of others in each stage, in bytes.
 
     Args:
         module: the algorithm with its models.
-        stages: of one device, at the batch sizes it has among `devices`.
+        states: of one device that holds everything.
         devices: how many share the work.
         sharding: "none": each holds all weights; "fsdp": each holds a share, and gathers what it computes with.
-        libraries: bytes of the program itself.
-        gathered: bytes of a gathered weight, as a share of those of a kept one: 0.5 where it is gathered in bfloat16.
+        half: weights are gathered in bfloat16.
     """
-    states = states_of(module)
-    if sharding == "none" or devices == 1:
+    if devices == 1:
+        return dict.fromkeys(STAGES, 0.0)
+    if sharding == "none":
         # DistributedDataParallel copies gradients into buckets that it exchanges, and these stay.
-        buckets = states.gradients if devices > 1 else 0.0
-        return Plan(
-            states=states, stages=stages, exchange={stage.name: buckets for stage in stages}, libraries=libraries
-        )
+        return dict.fromkeys(STAGES, states.gradients)
+    share = 0.5 if half else 1.0
     scored = max(bytes_of_parameters(part) for part in (module.reference, module.critic, module.reward, module.gold))
-    exchange = {
-        "sampling": gathered * bytes_of_parameters(module.policy),
-        "scoring": gathered * scored,
-        "update": _gathered_in_update(module, gathered),
+    return {
+        "sampling": share * bytes_of_parameters(module.policy),
+        "scoring": share * scored,
+        "update": _gathered_in_update(module, share),
     }
-    return Plan(states=states.over(devices), stages=stages, exchange=exchange, libraries=libraries)
 
 
-def _gathered_in_update(module: RLHFModule, gathered: float) -> float:
+def _gathered_in_update(module: RLHFModule, share: float) -> float:
     """What is in no block stays gathered; of blocks there are two, one of them on its way, and one whole gradient."""
     blocks = [block for model in (module.policy, module.critic) for block in blocks_of(model)]
     rest = bytes_of_parameters(module.policy, module.critic) - bytes_of_parameters(*blocks)
     largest = max((bytes_of_parameters(block) for block in blocks), default=0)
-    return gathered * (rest + 2 * largest) + max(largest, rest)
+    return share * (rest + 2 * largest) + max(largest, rest)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Its transformer blocks: the children of its largest list of modules."""
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
-    return list(max(lists, key=lambda blocks: bytes_of_parameters(blocks))) if lists else []
+    sizes = [bytes_of_parameters(*blocks) for blocks in lists]
+    return list(lists[sizes.index(max(sizes))]) if lists else []
 
 
-def remedies(found: Plan, *, devices: int, sharding: Sharding, shared_critic: float) -> list[Remedy]:
+def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float) -> list[Remedy]:
     """What lowers the peak, the strongest first; each is judged alone, and roughly.
 
     Args:
         found: the plan.
         devices: how many share the work.
         sharding: as planned.
-        shared_critic: bytes of the critic's own trunk, with gradient and optimizer state, on this device.
+        own_critic: bytes of the critic's own trunk, with gradient and optimizer state, on this device.
     """
     changes = {
         "trainer.accumulate_grad_batches: twice as many": _smaller(found, "update"),
         "sampler.batch_size: half as many rows": _smaller(found, "sampling"),
         "scoring_batch_size, reward.batch_size: half as many rows": _smaller(found, "scoring"),
     }
-    if shared_critic:
-        trained = replace(found.states, optimizer=found.states.optimizer - shared_critic)
+    if own_critic:
+        trained = replace(found.states, optimizer=found.states.optimizer - own_critic)
         changes["critic: klqlit.SharedCritic (see docs/theory.md first)"] = replace(found, states=trained)
     if devices > 1 and sharding == "none":
         exchange = dict.fromkeys(found.exchange, found.states.trained / devices)

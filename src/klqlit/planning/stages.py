@@ -64,7 +64,11 @@ class Stage:
 
 
 def measure(
-    module: RLHFModule, sizes: Sizes, tracker: Tracker, precision: Callable[[], AbstractContextManager[Any]]
+    module: RLHFModule,
+    sizes: Sizes,
+    tracker: Tracker,
+    precision: Callable[[], AbstractContextManager[Any]],
+    dtype: torch.dtype | None = None,
 ) -> list[Stage]:
     """The stages' memory, of a module that was built within `building`.
 
@@ -73,12 +77,16 @@ def measure(
         sizes: of the batches.
         tracker: counts.
         precision: the context in which the trainer runs forward passes.
+        dtype: in which weights are computed with, where they are gathered in another than they are kept in.
     """
     with tracker:
-        tracker.materialise(module)
+        tracker.materialise(module, dtype)
         optimizer = module.optimization.build(module.policy, module.critic, total_steps=1, fused=True)["optimizer"]
-        # The first step makes the optimizer's state; what the second takes, any later one takes.
-        _update(module, optimizer, sizes, tracker, precision)
+        # As any step but the first finds it: with the optimizer's state, and the gradients of the step before.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
         update = _update(module, optimizer, sizes, tracker, precision)
         with torch.no_grad(), precision():
             return [_sample(module, sizes, tracker), _score(module, sizes, tracker), update]

@@ -58,14 +58,14 @@ class Tracker(TorchDispatchMode):
         """Bytes that the process holds at present: in use, or kept for later."""
         return self.now + self._most_small - self._small
 
-    def materialise(self, module: nn.Module) -> None:
-        """Give a module that was built without memory (`building`) tensors that are counted."""
+    def materialise(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Give a module that was built without memory (`building`) counted tensors, of `dtype` where it is given."""
         made: dict[int, Tensor] = {}  # tied weights stay tied
         for part in module.modules():
             for tensors in (part._parameters, part._buffers):
                 for name, old in tensors.items():
                     if old is not None and old.device.type == "meta":
-                        made[id(old)] = made[id(old)] if id(old) in made else _empty_like(old)
+                        made[id(old)] = made[id(old)] if id(old) in made else _empty_like(old, dtype)
                         tensors[name] = made[id(old)]  # type: ignore[assignment]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -88,7 +88,7 @@ class Tracker(TorchDispatchMode):
     def _decided(self, x: FakeTensor) -> Tensor:
         if x.is_floating_point() or x.device.type == "meta":
             return x
-        return torch.full(x.shape, self.filler, dtype=x.dtype)
+        return torch.full(x.shape, True if x.dtype == torch.bool else self.filler, dtype=x.dtype)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -151,8 +151,8 @@ def _as_positions(index: Tensor | None) -> list[Tensor | None]:
     return list(index.nonzero(as_tuple=True))
 
 
-def _empty_like(old: Tensor) -> Tensor:
+def _empty_like(old: Tensor, dtype: torch.dtype | None) -> Tensor:
     if not old.is_floating_point():
         return torch.zeros(old.shape, dtype=old.dtype)
-    new = torch.empty(old.shape, dtype=old.dtype)
+    new = torch.empty(old.shape, dtype=dtype or old.dtype)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
