@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "disk"},
+    {"version", "seeding", "tokenising", "files", "disk", "allocator"},
     {"types"},
     {"data", "metrics"},
     {"models"},

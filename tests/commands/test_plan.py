@@ -10,11 +10,9 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, LlamaConfig
 
-from builders import save, tiny_language_model, tiny_tokenizer
+from builders import save, tiny_tokenizer
 from commands import training_peak
-from klqlit.cli import main
 from klqlit.planning.device import planned
-from klqlit.planning.tracker import Tracker
 
 MIB = 2**20
 

@@ -23,9 +23,7 @@ from runs import ListSource, make_data, make_module, make_trainer, nothing
 
 def run(model: str, *, prompt: int, response: int, rollouts: int, minibatches: int, accumulate: int) -> None:
     """Two phases of KLQ: only the second finds gradients and optimizer state."""
-    module = make_module(
-        model, KLQ, reward=FunctionReward(nothing), sampler=Sampler(response_length=response)
-    )
+    module = make_module(model, KLQ, reward=FunctionReward(nothing), sampler=Sampler(response_length=response))
     prompts = [f"{i} {'flour and salt ' * prompt}" for i in range(rollouts)]
     data = make_data(
         source=ListSource(prompts), rollouts=rollouts, minibatches=minibatches, epochs=1, max_prompt_tokens=prompt

@@ -83,3 +83,14 @@ def test_a_language_model_is_no_reward_model(tmp_path):
     path = save(tmp_path, tiny_language_model("llama", tokenizer), tokenizer)
     with pytest.raises(ValueError, match="is no reward model"):
         RewardModel(path)
+
+
+def test_rows_that_leave_no_token_for_padding_are_scored_one_by_one(tmp_path):
+    """Without a pad token, one that no row holds stands in for it; here the rows hold all."""
+    tokenizer = tiny_tokenizer(pad_token=None)
+    model = tiny_reward_model("llama", tokenizer, positions=400).eval()
+    reward = RewardModel(save(tmp_path, model, tokenizer))
+    rows = [[*range(len(tokenizer))], [5, 6, 7], [7]]
+    alone = [model(input_ids=torch.tensor([row])).logits.item() for row in rows]
+    assert reward._score(rows).tolist() == pytest.approx(alone, abs=1e-5)
+    assert reward._score(rows[1:]).tolist() == pytest.approx(alone[1:], abs=1e-5)

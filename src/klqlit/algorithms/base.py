@@ -19,6 +19,7 @@ from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_pre
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.divergence import Evaluated, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
+from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
 from klqlit.functional.checks import check_tau
 from klqlit.metrics.means import Means
@@ -228,6 +229,8 @@ class RLHFModule(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         self.sampler.refuse_truncation()
         check_precision(str(self.trainer.precision))
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def configure_optimizers(self) -> Any:
         total = self._total_steps() if self.optimization.needs_total_steps else None
@@ -284,6 +287,11 @@ class RLHFModule(L.LightningModule, ABC):
         check_step(evaluated, norms, self, step=step, strategy=strategy, tokenizer=self.tokenizer)
         for name, norm in norms.items():
             self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning frees the gradients after the next forward pass only, which then has to find room beside them.
+        optimizer.zero_grad()
 
     def on_train_epoch_end(self) -> None:
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}

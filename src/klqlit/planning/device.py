@@ -11,9 +11,9 @@ from klqlit.algorithms.base import RLHFModule
 from klqlit.command_line import CommandLine, LanguageModel, quieten, set_parsing_settings
 from klqlit.data.online import OnlineDataModule
 from klqlit.option_errors import explain
-from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, remedies, states_of
+from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, remedies, shared, states_of
 from klqlit.planning.stages import Sizes, bytes_of_parameters, measure
-from klqlit.planning.tracker import HEAP, Tracker, building
+from klqlit.planning.tracker import Tracker, building
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB
@@ -76,14 +76,15 @@ def planned(
     sizes = _sizes(module, data, devices, settings)
     on_cpu = settings["accelerator"] == "cpu" or (settings["accelerator"] == "auto" and not torch.cuda.is_available())
     # The filler is any token that is not the end.
-    tracker = Tracker(filler=int(module.tokenizer.eos_token_id == 0), kept_below=HEAP if on_cpu else 0)
+    tracker = Tracker(filler=int(module.tokenizer.eos_token_id == 0))
     half, split = "bf16" in str(settings["precision"]), sharding == "fsdp" and devices > 1
     states, own = states_of(module), 0 if module.critic.reads_features else 4 * bytes_of_parameters(module.critic)
     exchange = exchange_of(module, states, devices, sharding, half)
     dtype = torch.bfloat16 if half and split else None
+    stages = measure(module, sizes, tracker, cli.trainer.precision_plugin.forward_context, dtype)
     found = Plan(
         states=states.over(devices) if split else states,
-        stages=measure(module, sizes, tracker, cli.trainer.precision_plugin.forward_context, dtype),
+        stages=shared(stages, devices) if split else stages,
         exchange=exchange,
         libraries=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else CONTEXT,
     )

@@ -19,25 +19,22 @@ class States:
 
     Attributes:
         trained: weights of policy and critic.
-        gradients: theirs.
         optimizer: its state.
         frozen: weights of reference and reward models.
     """
 
     trained: float
-    gradients: float
     optimizer: float
     frozen: float
 
     @property
     def total(self) -> float:
-        return self.trained + self.gradients + self.optimizer + self.frozen
+        return self.trained + self.optimizer + self.frozen
 
     def over(self, devices: int) -> "States":
         """One device's share."""
         return States(
             trained=self.trained / devices,
-            gradients=self.gradients / devices,
             optimizer=self.optimizer / devices,
             frozen=self.frozen / devices,
         )
@@ -49,7 +46,7 @@ class Plan:
 
     Attributes:
         states: on the device.
-        stages: sampling, scoring, update.
+        stages: sampling, scoring, update; where weights are sharded, with one device's share of the gradients.
         exchange: bytes by stage for what devices exchange: gradient buckets, or weights gathered from all shards.
         libraries: bytes of the program itself.
     """
@@ -61,7 +58,8 @@ class Plan:
 
     def total(self, stage: Stage) -> float:
         """Peak of a stage."""
-        return self.states.total + self.exchange[stage.name] + stage.total + self.libraries
+        own = stage.gradients + stage.cache + stage.activations + stage.scratch
+        return self.states.total + self.exchange[stage.name] + own + self.libraries
 
     @property
     def peak(self) -> float:
@@ -87,7 +85,6 @@ def states_of(module: RLHFModule) -> States:
     trained = bytes_of_parameters(module.policy, module.critic)
     return States(
         trained=trained,
-        gradients=trained,
         optimizer=2 * trained,
         frozen=bytes_of_parameters(module.reference, module.reward, module.gold),
     )
@@ -107,7 +104,7 @@ def exchange_of(module: RLHFModule, states: States, devices: int, sharding: Shar
         return dict.fromkeys(STAGES, 0.0)
     if sharding == "none":
         # DistributedDataParallel copies gradients into buckets that it exchanges, and these stay.
-        return dict.fromkeys(STAGES, states.gradients)
+        return dict.fromkeys(STAGES, states.trained)
     share = 0.5 if half else 1.0
     scored = max(bytes_of_parameters(part) for part in (module.reference, module.critic, module.reward, module.gold))
     return {
@@ -151,12 +148,19 @@ def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float
         changes["critic: klqlit.SharedCritic (see docs/theory.md first)"] = replace(found, states=trained)
     if devices > 1 and sharding == "none":
         exchange = dict.fromkeys(found.exchange, found.states.trained / devices)
-        split = replace(found, states=found.states.over(devices), exchange=exchange)
+        split = replace(
+            found, states=found.states.over(devices), exchange=exchange, stages=shared(found.stages, devices)
+        )
         changes["--sharding fsdp: weights and optimizer split over devices"] = split
     if sharding == "fsdp":
-        changes["twice as many devices"] = replace(found, states=found.states.over(2))
+        changes["twice as many devices"] = replace(found, states=found.states.over(2), stages=shared(found.stages, 2))
     better = [Remedy(what=what, peak=changed.peak) for what, changed in changes.items() if changed.peak < found.peak]
     return sorted(better, key=lambda remedy: remedy.peak)
+
+
+def shared(stages: list[Stage], devices: int) -> list[Stage]:
+    """With one device's share of the gradients."""
+    return [replace(stage, gradients=stage.gradients / devices) for stage in stages]
 
 
 def _smaller(found: Plan, name: str) -> Plan:
@@ -164,7 +168,7 @@ def _smaller(found: Plan, name: str) -> Plan:
     stages = [
         stage
         if stage.name != name
-        else replace(stage, cache=stage.cache // 2, activations=stage.activations // 2, scratch=stage.scratch // 2)
+        else replace(stage, cache=stage.cache / 2, activations=stage.activations / 2, scratch=stage.scratch / 2)
         for stage in found.stages
     ]
     return replace(found, stages=stages)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from klqlit.algorithms.base import RLHFModule
 from klqlit.functional import masked_sum
@@ -42,25 +43,21 @@ class Sizes:
 
 @dataclass(kw_only=True, slots=True)
 class Stage:
-    """Bytes that a stage takes beside weights, gradients and optimizer state.
+    """Bytes at the peak of a stage, beside weights and optimizer state.
 
     Attributes:
         name: of the stage.
+        gradients: of the weights that learn.
         cache: keys and values.
         activations: what the forward pass keeps for the backward pass.
-        scratch: logits, and whatever else stands at the peak.
-        kept: freed before, and kept by the allocator.
+        scratch: logits, and whatever else stands there.
     """
 
     name: str
-    cache: int = 0
-    activations: int = 0
-    scratch: int = 0
-    kept: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.cache + self.activations + self.scratch + self.kept
+    gradients: float = 0
+    cache: float = 0
+    activations: float = 0
+    scratch: float = 0
 
 
 def measure(
@@ -82,39 +79,56 @@ def measure(
     with tracker:
         tracker.materialise(module, dtype)
         optimizer = module.optimization.build(module.policy, module.critic, total_steps=1, fused=True)["optimizer"]
-        # As any step but the first finds it: with the optimizer's state, and the gradients of the step before.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
+        _make_state(optimizer)
         update = _update(module, optimizer, sizes, tracker, precision)
         with torch.no_grad(), precision():
             return [_sample(module, sizes, tracker), _score(module, sizes, tracker), update]
 
 
-def _update(module: RLHFModule, optimizer: Any, sizes: Sizes, tracker: Tracker, precision: Any) -> Stage:
-    before, kept = _settled(tracker)
-    activations = 0
-    for micro in range(2 if sizes.accumulated else 1):
-        sequences = _sequences(sizes.micro, sizes)
+def _make_state(optimizer: Optimizer) -> None:
+    """What any step but the first finds."""
+    for parameter in _parameters(optimizer):
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _update(module: RLHFModule, optimizer: Optimizer, sizes: Sizes, tracker: Tracker, precision: Any) -> Stage:
+    before, activations, made = _settled(tracker), 0, set()
+
+    def count(parameter: Tensor) -> None:
+        if id(parameter) not in made:
+            made.add(id(parameter))
+            tracker.gradients += parameter.numel() * parameter.element_size()
+
+    hooks = [p.register_post_accumulate_grad_hook(count) for p in _parameters(optimizer)]
+    # Of several micro-batches the second is like all that follow.
+    for _ in range(2 if sizes.accumulated else 1):
+        sequences, gradients = _sequences(sizes.micro, sizes), tracker.gradients
         with precision():
             logprobs, values = module.evaluate(sequences)
             losses, _ = module.loss(_experience(sequences), logprobs, values)
             loss = masked_sum(losses, sequences.mask)
         del logprobs, values, losses
-        activations = max(activations, tracker.now - before)
-        if micro == 0:
-            # In Lightning's order: the last step's gradients are there until the next forward pass is done.
-            optimizer.zero_grad(set_to_none=True)
+        activations = max(activations, tracker.now - before - gradients)
         loss.backward()
         del loss
     optimizer.step()
-    return _stage("update", tracker, before, kept, activations=activations)
+    stage = _stage("update", tracker, before, activations=activations)
+    for hook in hooks:
+        hook.remove()
+    optimizer.zero_grad()
+    tracker.gradients = 0
+    return stage
 
 
 def _sample(module: RLHFModule, sizes: Sizes, tracker: Tracker) -> Stage:
     """The first and the last token: the prompts are longest at one, the cache at the other."""
-    before, kept = _settled(tracker)
+    before = _settled(tracker)
     policy, uniforms = module.policy, torch.zeros(sizes.sampled)
     draw: dict[str, Any] = {"temperature": module.sampler.temperature, "truncate": lambda logits: logits}
     tokens, mask = _rows(sizes.sampled, sizes.prompt)
@@ -129,18 +143,18 @@ def _sample(module: RLHFModule, sizes: Sizes, tracker: Tracker) -> Stage:
     logits, cache = policy.decode(tokens[:, :1], torch.cat([mask, mask[:, :1]], dim=1), cache)
     draw_next(logits, uniforms, **draw)
     tracker.peak = max(tracker.peak, peak)
-    return _stage("sampling", tracker, before, kept, cache=size)
+    return _stage("sampling", tracker, before, cache=size)
 
 
 def _score(module: RLHFModule, sizes: Sizes, tracker: Tracker) -> Stage:
-    before, kept = _settled(tracker)
+    before = _settled(tracker)
     sequences = _sequences(sizes.scored, sizes)
     how: dict[str, Any] = {"temperature": module.sampler.temperature, "size": module.scoring_batch_size}
     for reward in (module.reward, module.gold):
         _read(reward, sizes)
     reference_logprobs(module.reference, sequences, **how)
     critic_values(module.critic, module.policy, sequences, **how)
-    return _stage("scoring", tracker, before, kept)
+    return _stage("scoring", tracker, before)
 
 
 def _read(reward: Reward | None, sizes: Sizes) -> None:
@@ -151,23 +165,18 @@ def _read(reward: Reward | None, sizes: Sizes) -> None:
         reward.model(input_ids=tokens, attention_mask=mask.long())
 
 
-def _settled(tracker: Tracker) -> tuple[int, int]:
-    """Bytes in use and bytes kept, before a stage."""
+def _settled(tracker: Tracker) -> int:
+    """Bytes in use before a stage."""
     gc.collect()
-    before = tracker.restart()
-    return before, tracker.held - before
+    return tracker.restart()
 
 
-def _stage(name: str, tracker: Tracker, before: int, kept: int, *, cache: int = 0, activations: int = 0) -> Stage:
-    total = tracker.peak - before
-    # What was kept serves the stage first; the rest of it stands beside.
-    idle = max(0, min(kept, total - cache - activations))
+def _stage(name: str, tracker: Tracker, before: int, *, cache: int = 0, activations: int = 0) -> Stage:
+    gradients = tracker.gradients_at_peak
+    rest = tracker.peak - before - gradients
+    cache, activations = min(cache, rest), min(activations, rest)
     return Stage(
-        name=name,
-        cache=cache,
-        activations=activations,
-        scratch=max(0, total - cache - activations - idle),
-        kept=idle,
+        name=name, gradients=gradients, cache=cache, activations=activations, scratch=rest - cache - activations
     )
 
 

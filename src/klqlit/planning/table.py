@@ -35,7 +35,6 @@ def as_table(found: Planned) -> Table:
         table.add_column(stage.name, justify="right")
     for name, value in (
         ("policy and critic", plan.states.trained),
-        ("gradients", plan.states.gradients),
         ("optimizer", plan.states.optimizer),
         ("reference and reward", plan.states.frozen),
     ):
@@ -43,7 +42,7 @@ def as_table(found: Planned) -> Table:
     if any(plan.exchange.values()):
         name = "gathered weights" if found.sharding == "fsdp" else "gradient buckets"
         table.add_row(name, *[size(plan.exchange[stage.name]) for stage in plan.stages])
-    for name in ("KV cache", "activations", "logits, scratch", "freed and kept"):
+    for name in ("gradients", "KV cache", "activations", "logits, scratch"):
         if any(part(stage, name) for stage in plan.stages):
             table.add_row(name, *[size(part(stage, name)) for stage in plan.stages])
     table.add_row("program", *[size(plan.libraries)] * len(plan.stages), end_section=True)
@@ -51,11 +50,11 @@ def as_table(found: Planned) -> Table:
     return table
 
 
-def part(stage: Stage, name: str) -> int:
+def part(stage: Stage, name: str) -> float:
     """A part of a stage by its row's name."""
     return {
+        "gradients": stage.gradients,
         "KV cache": stage.cache,
         "activations": stage.activations,
         "logits, scratch": stage.scratch,
-        "freed and kept": stage.kept,
     }[name]

@@ -15,9 +15,6 @@ from klqlit.models.loading import shapes_only
 
 aten = torch.ops.aten
 
-HEAP = 32 * 2**20
-"""glibc gives memory of at least so many bytes back to the system at once, and seldom any other."""
-
 
 @final
 class Tracker(TorchDispatchMode):
@@ -29,34 +26,28 @@ class Tracker(TorchDispatchMode):
 
     Args:
         filler: a token that is not the end of a response.
-        kept_below: storages of fewer bytes stay with the process when they are freed, for later ones of their kind: so
-            does the C library (`HEAP`). 0 where all that is freed is free.
 
     Attributes:
-        now: bytes in use at present.
-        peak: most bytes that the process held since `restart`, what is kept included.
+        now: bytes at present.
+        peak: most bytes since `restart`.
+        gradients: bytes of gradients at present; whoever makes them counts them.
+        gradients_at_peak: the same at the peak.
     """
 
-    def __init__(self, filler: int, kept_below: int = 0) -> None:
+    def __init__(self, filler: int) -> None:
         super().__init__()
         self.filler = filler
-        self.kept_below = kept_below
         self.now = 0
         self.peak = 0
-        self._small = 0
-        self._most_small = 0
+        self.gradients = 0
+        self.gradients_at_peak = 0
         self._alive: dict[int, int] = {}
         self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
 
     def restart(self) -> int:
-        """Forget the peak so far; returns the bytes in use."""
-        self.peak = self.held
+        """Forget the peak so far; returns the bytes at present."""
+        self.peak, self.gradients_at_peak = self.now, self.gradients
         return self.now
-
-    @property
-    def held(self) -> int:
-        """Bytes that the process holds at present: in use, or kept for later."""
-        return self.now + self._most_small - self._small
 
     def materialise(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Give a module that was built without memory (`building`) counted tensors, of `dtype` where it is given."""
@@ -95,18 +86,13 @@ class Tracker(TorchDispatchMode):
         if key in self._alive:
             return
         self._alive[key] = storage.nbytes()
-        self._add(storage.nbytes(), 1)
+        self.now += storage.nbytes()
+        if self.now > self.peak:
+            self.peak, self.gradients_at_peak = self.now, self.gradients
         weakref.finalize(storage, self._release, key)
 
     def _release(self, key: int) -> None:
-        self._add(self._alive.pop(key, 0), -1)
-
-    def _add(self, size: int, sign: int) -> None:
-        self.now += sign * size
-        if size < self.kept_below:
-            self._small += sign * size
-            self._most_small = max(self._most_small, self._small)
-        self.peak = max(self.peak, self.held)
+        self.now -= self._alive.pop(key, 0)
 
 
 @contextmanager

@@ -7,7 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.models.loading import disable_dropout, load_reward_model, load_tokenizer, max_positions
+from klqlit.models.loading import (
+    disable_dropout,
+    embedding_rows,
+    load_reward_model,
+    load_tokenizer,
+    max_positions,
+)
 from klqlit.rewards.base import Reward
 from klqlit.types import Completions
 
@@ -78,19 +84,21 @@ class RewardModel(Reward):
 
     def _score(self, rows: list[list[int]]) -> Float[Tensor, " B"]:
         """Scores of token rows, padded on the right."""
+        pad = self._pad_token(rows)
+        if pad is None and len(rows) > 1:
+            return torch.cat([self._score([row]) for row in rows])
         lengths = torch.tensor([len(row) for row in rows])
         width = int(lengths.max())
-        pad = self._pad_token(rows)
         tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask = torch.arange(width)[None] < lengths[:, None]
         output = self.model(input_ids=tokens.to(self.model.device), attention_mask=mask.long().to(self.model.device))
         return output.logits.squeeze(-1).float()
 
-    def _pad_token(self, rows: list[list[int]]) -> int:
-        """The model's pad token. Where it has none, a token that no row holds, so that none is hidden."""
+    def _pad_token(self, rows: list[list[int]]) -> int | None:
+        """The model's pad token. Where it has none, a token that no row holds, so that none is hidden, if one is left."""
         if self._pad is None:
             used = {token for row in rows for token in row}
-            free = next(token for token in range(len(used) + 1) if token not in used)
+            free = next((token for token in range(embedding_rows(self.model)) if token not in used), None)
             self.model.config.get_text_config().pad_token_id = free
             return free
         return self._pad

@@ -1,0 +1,36 @@
+"""Freed memory is kept: large tensors come back without a page fault."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import sys
+
+import torch
+
+from klqlit.allocator import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+faults = []
+for _ in range(8):  # blocks are aligned, so that it takes a few before one fits into what is free
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(12 * 2**20)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+
+
+def faults(option):
+    program = [sys.executable, "-c", PROGRAM, option]
+    return int(subprocess.run(program, check=True, capture_output=True, text=True, timeout=120).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
+def test_memory_of_a_large_tensor_is_not_faulted_in_again():
+    """48 MiB are 12,288 pages of 4 KiB, or 24 huge ones."""
+    assert faults("keep") < faults("give back") / 2
