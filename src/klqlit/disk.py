@@ -37,7 +37,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_space(needed: float, free: float, folder: Path, what: str) -> None:
+def check_space(needed: int, free: int, folder: Path, what: str) -> None:
     """Refuse to write what would not fit.
 
     Args:
@@ -56,7 +56,7 @@ def check_space(needed: float, free: float, folder: Path, what: str) -> None:
         )
 
 
-def size(number: float) -> str:
+def size(number: float | int) -> str:
     """Bytes for people."""
     power = next((power for power in (3, 2, 1) if number >= 1024**power), 0)
     unit, digits = (("bytes", 0), ("KiB", 1), ("MiB", 1), ("GiB", 2))[power]

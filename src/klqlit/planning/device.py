@@ -39,7 +39,7 @@ class Planned:
     devices: int
     sharding: Sharding
     kind: str
-    memory: float
+    memory: float | int
     remedies: list[Remedy]
 
     @property
@@ -48,7 +48,11 @@ class Planned:
 
 
 def planned(
-    options: list[str], *, devices: int | None = None, sharding: Sharding | None = None, memory: float | None = None
+    options: list[str],
+    *,
+    devices: int | None = None,
+    sharding: Sharding | None = None,
+    memory: float | int | None = None,
 ) -> Planned:
     """Plan the run that `fit` would make of the options; no weights are read.
 
@@ -128,7 +132,7 @@ def _sizes(module: RLHFModule, data: OnlineDataModule, devices: int, settings: A
     )
 
 
-def _memory(on_cpu: bool, devices: int) -> float:
+def _memory(on_cpu: bool, devices: int) -> float | int:
     """Bytes that each device has: the processes on a CPU share it."""
     if on_cpu:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / devices

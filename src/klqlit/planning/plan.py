@@ -23,12 +23,12 @@ class States:
         frozen: weights of reference and reward models.
     """
 
-    trained: float
-    optimizer: float
-    frozen: float
+    trained: float | int
+    optimizer: float | int
+    frozen: float | int
 
     @property
-    def total(self) -> float:
+    def total(self) -> float | int:
         return self.trained + self.optimizer + self.frozen
 
     def over(self, devices: int) -> "States":
@@ -53,16 +53,16 @@ class Plan:
 
     states: States
     stages: list[Stage]
-    exchange: dict[str, float]
-    libraries: float
+    exchange: dict[str, float | int]
+    libraries: float | int
 
-    def total(self, stage: Stage) -> float:
+    def total(self, stage: Stage) -> float | int:
         """Peak of a stage."""
         own = stage.gradients + stage.cache + stage.activations + stage.scratch
         return self.states.total + self.exchange[stage.name] + own + self.libraries
 
     @property
-    def peak(self) -> float:
+    def peak(self) -> float | int:
         """Of all stages."""
         return max(self.total(stage) for stage in self.stages)
 
@@ -77,7 +77,7 @@ class Remedy:
     """
 
     what: str
-    peak: float
+    peak: float | int
 
 
 def states_of(module: RLHFModule) -> States:
@@ -90,7 +90,9 @@ def states_of(module: RLHFModule) -> States:
     )
 
 
-def exchange_of(module: RLHFModule, states: States, devices: int, sharding: Sharding, half: bool) -> dict[str, float]:
+def exchange_of(
+    module: RLHFModule, states: States, devices: int, sharding: Sharding, half: bool
+) -> dict[str, float | int]:
     """What one device holds of others in each stage, in bytes.
 
     Args:
@@ -114,7 +116,7 @@ def exchange_of(module: RLHFModule, states: States, devices: int, sharding: Shar
     }
 
 
-def _gathered_in_update(module: RLHFModule, share: float) -> float:
+def _gathered_in_update(module: RLHFModule, share: float | int) -> float | int:
     """What is in no block stays gathered; of blocks there are two, one of them on its way, and one whole gradient."""
     blocks = [block for model in (module.policy, module.critic) for block in blocks_of(model)]
     rest = bytes_of_parameters(module.policy, module.critic) - bytes_of_parameters(*blocks)
@@ -129,7 +131,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(lists[sizes.index(max(sizes))]) if lists else []
 
 
-def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float) -> list[Remedy]:
+def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float | int) -> list[Remedy]:
     """What lowers the peak, the strongest first; each is judged alone, and roughly.
 
     Args:

@@ -54,10 +54,10 @@ class Stage:
     """
 
     name: str
-    gradients: float = 0
-    cache: float = 0
-    activations: float = 0
-    scratch: float = 0
+    gradients: float | int = 0
+    cache: float | int = 0
+    activations: float | int = 0
+    scratch: float | int = 0
 
 
 def measure(

@@ -50,7 +50,7 @@ def as_table(found: Planned) -> Table:
     return table
 
 
-def part(stage: Stage, name: str) -> float:
+def part(stage: Stage, name: str) -> float | int:
     """A part of a stage by its row's name."""
     return {
         "gradients": stage.gradients,
