@@ -131,3 +131,59 @@ def test_the_peak_is_that_of_training_within_15_percent(shape, model_dir, tmp_pa
     found = plan.peak - plan.libraries
     print(f"{shape}: planned {found / MIB:.0f} MiB, measured {measured / MIB:.0f} MiB, ratio {found / measured:.3f}")
     assert found == pytest.approx(measured, rel=0.15)
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_fits_exits_0_and_one_that_does_not_exits_1_with_remedies(small, capsys):
+    assert main(["plan", *small, "--memory", "8"]) == 0
+    assert "it fits: peak" in capsys.readouterr().out
+    assert main(["plan", *small, "--memory", "0.01"]) == 1
+    out = capsys.readouterr().out
+    assert "it does not fit" in out
+    assert "trainer.accumulate_grad_batches: twice as many: about" in out
+
+
+def test_sharding_divides_what_lasts_and_the_batch_is_divided_either_way(small):
+    alone, copies, shards = (
+        planned(small, devices=devices, sharding=sharding)
+        for devices, sharding in ((1, "none"), (4, "none"), (4, "fsdp"))
+    )
+    assert (alone.sizes.micro, copies.sizes.micro, shards.sizes.micro) == (8, 2, 2)
+    assert copies.plan.states == alone.plan.states
+    assert shards.plan.states.total == pytest.approx(alone.plan.states.total / 4)
+    assert alone.plan.states.optimizer == 2 * alone.plan.states.trained
+    assert set(copies.plan.exchange.values()) == {alone.plan.states.trained}
+
+
+def test_half_the_rows_take_half_the_activations(small):
+    whole, half = (planned([*small, f"--trainer.accumulate_grad_batches={n}"]).plan for n in (2, 4))
+    assert half.stages[2].activations == pytest.approx(whole.stages[2].activations / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--devices", "3"], "cannot be split evenly over 3 devices"),
+        (["--memory", "-1"], "--memory -1.0 must be above 0"),
+        (["--sharding", "fully"], "invalid choice: 'fully'"),
+        (["--model.tua=1"], "tua"),
+    ],
+)
+def test_a_mistake_is_one_line(small, more, message, capsys):
+    assert main(["plan", *small, *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_freed_no_longer_counts():
+    tracker = Tracker(filler=1)
+    with tracker:
+        x = torch.empty(2**20, dtype=torch.float32)
+        y = x * 2
+        assert tracker.now == 8 * MIB
+        del x
+        assert tracker.now == 4 * MIB
+        assert y.view(2, -1).shape == (2, 2**19)
+        assert tracker.now == 4 * MIB
+        assert tracker.peak == 8 * MIB
