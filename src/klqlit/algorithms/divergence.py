@@ -96,14 +96,16 @@ def check_step(
     Raises:
         Divergence: a loss or a gradient is not finite.
     """
-    numbers = [("the loss", float(part.total)) for part in evaluated]
-    trouble = first_trouble(numbers + [(f"the {name}'s gradient", norm) for name, norm in norms.items()])
+    in_loss = first_trouble([("the loss", float(part.total)) for part in evaluated])
+    trouble = in_loss or first_trouble([(f"the {name}'s gradient", norm) for name, norm in norms.items()])
     # One number crosses the ranks at each step; the description only when it is needed.
     if not strategy.reduce_boolean_decision(trouble is not None, all=False):
         return
     rows = [row for micro, part in enumerate(evaluated) for row in _rows(part, micro, tokenizer)]
-    found = everywhere({"what": trouble, "rows": rows} | broken_parts(module))
-    what = next(part["what"] for part in found if part["what"] is not None)
+    found = everywhere({"in_loss": in_loss, "what": trouble, "rows": rows} | broken_parts(module))
+    # A loss of one rank alone spoils the gradient of all: name the cause.
+    causes = [part[kind] for kind in ("in_loss", "what") for part in found]
+    what = next(cause for cause in causes if cause is not None)
     rows = [{"rank": rank} | row for rank, part in enumerate(found) for row in part["rows"]]
     raise Divergence(
         f"{what} at optimizer step {step}, and the run stops; the last good checkpoint is kept. Try a lower "
