@@ -12,7 +12,9 @@ from transformers import GPTNeoXConfig, LlamaConfig
 
 from builders import save, tiny_tokenizer
 from commands import training_peak
+from klqlit.cli import main
 from klqlit.planning.device import planned
+from klqlit.planning.tracker import Tracker
 
 MIB = 2**20
 
@@ -52,7 +54,7 @@ SHAPES = {
     ),
     "long rows": (
         neox(128, 4, 4, 512),
-        {"prompt": 160, "response": 32, "rollouts": 96, "minibatches": 2, "accumulate": 1},
+        {"prompt": 160, "response": 16, "rollouts": 48, "minibatches": 2, "accumulate": 1},
     ),
     "accumulation": (
         llama(384, 6, 6, 4096),

@@ -49,17 +49,19 @@ class Plan:
         stages: sampling, scoring, update; where weights are sharded, with one device's share of the gradients.
         exchange: bytes by stage for what devices exchange: gradient buckets, or weights gathered from all shards.
         libraries: bytes of the program itself.
+        gaps: share of all tensors' bytes that the allocator leaves unused between them.
     """
 
     states: States
     stages: list[Stage]
     exchange: dict[str, float | int]
     libraries: float | int
+    gaps: float | int
 
     def total(self, stage: Stage) -> float | int:
         """Peak of a stage."""
         own = stage.gradients + stage.cache + stage.activations + stage.scratch
-        return self.states.total + self.exchange[stage.name] + own + self.libraries
+        return (1 + self.gaps) * (self.states.total + self.exchange[stage.name] + own) + self.libraries
 
     @property
     def peak(self) -> float | int:

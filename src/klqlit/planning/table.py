@@ -45,6 +45,9 @@ def as_table(found: Planned) -> Table:
     for name in ("gradients", "KV cache", "activations", "logits, scratch"):
         if any(part(stage, name) for stage in plan.stages):
             table.add_row(name, *[size(part(stage, name)) for stage in plan.stages])
+    if plan.gaps:
+        gaps = [(plan.total(stage) - plan.libraries) * plan.gaps / (1 + plan.gaps) for stage in plan.stages]
+        table.add_row("gaps in the heap", *map(size, gaps))
     table.add_row("program", *[size(plan.libraries)] * len(plan.stages), end_section=True)
     table.add_row("peak", *[size(plan.total(stage)) for stage in plan.stages], style="bold")
     return table
