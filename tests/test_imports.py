@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "redaction", "run_folder", "allocator"},
+    {"version", "seeding", "tokenising", "files", "disk", "redaction", "run_folder", "allocator"},
     {"types"},
     {"data", "metrics"},
     {"models"},
@@ -32,6 +32,7 @@ LAYERS = [
     {"resuming", "checkpoint_checks"},
     {"option_errors", "config_files", "factories"},
     {"command_line"},
+    {"planning"},
     {"commands"},
     {"cli"},
     {"__main__"},

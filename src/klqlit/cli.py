@@ -18,9 +18,10 @@ COMMANDS = {
     "analyse": "win rates and their intervals from a file of verdicts",
     "report": "one HTML page of runs and comparisons",
     "consolidate": "one file of a checkpoint that several processes wrote in parts",
+    "plan": "the memory a run will need, before it is started",
 }
 
-OTHER_COMMANDS = ("judge", "analyse", "report", "consolidate")
+OTHER_COMMANDS = ("judge", "analyse", "report", "consolidate", "plan")
 """Those that do not go through Lightning's command line."""
 
 USAGE = """usage: python -m klqlit COMMAND [--config FILE ...] [--option value ...]
@@ -40,7 +41,8 @@ def main(arguments: list[str]) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, 2 where the run cannot go on, or 128 and the number of the signal that stopped it.
+        The exit status: 0, 1 where a plan does not fit, 2 where the run cannot go on, or 128 and the number of the
+        signal that stopped it.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -77,12 +79,13 @@ def show_trace(kind: type[BaseException], error: BaseException, trace: Traceback
 
 
 def _run(command: str, options: list[str]) -> int:
-    from klqlit.algorithms.checks import Divergence, StaleRollout
+    from klqlit.algorithms.checks import StaleRollout
+    from klqlit.algorithms.divergence import Divergence
     from klqlit.judges.base import JudgeStopped
 
     try:
         if command in OTHER_COMMANDS:
-            import_module(f"klqlit.commands.{command}").run(options)
+            return import_module(f"klqlit.commands.{command}").run(options) or 0
         else:
             from klqlit.command_line import run
 

@@ -20,10 +20,12 @@ from klqlit.algorithms.base import RLHFModule
 from klqlit.callbacks.checkpoints import CheckpointNotWritten, Checkpoints, StreamedCheckpointIO
 from klqlit.callbacks.completions import CompletionWriter
 from klqlit.callbacks.critic_record import CriticRecord
+from klqlit.callbacks.divergence_report import DivergenceReport
 from klqlit.callbacks.export import Export
 from klqlit.callbacks.options_record import OptionsRecord
 from klqlit.callbacks.progress import Progress
 from klqlit.callbacks.run_record import RunRecord
+from klqlit.callbacks.save_guard import SaveGuard
 from klqlit.callbacks.saved_config import SaveConfig
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
 from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
@@ -117,6 +119,8 @@ class CommandLine(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_factories(self.config)
+        if self.command == "plan":
+            return
         trainer = self.config["trainer"]
         trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
@@ -129,11 +133,15 @@ class CommandLine(LightningCLI):
                 examine(self.start.checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        if self.command == "plan":  # nothing is trained: only the precision counts
+            alone = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+            return super().instantiate_trainer(callbacks=[], logger=False, **alone)
         run_dir = self.config["run_dir"]
         self.restored = RestoreCheck()
         extra: list[L.Callback] = [Progress(), self.restored]
         if self.command == "fit":
             # A run is finished, in its record, when its model is exported.
+            extra += [DivergenceReport(), SaveGuard(str(checkpoint_folder(run_dir)))]
             extra += [OptionsRecord(self.options), Export(), RunRecord()]
             extra.append(StopOnSignal(self._get(self.config_init, "checkpoint"), [requeue]))
         if self.command == "fit" and isinstance(self.model, RLHFModule):

@@ -218,6 +218,7 @@ class Minibatch:
 
     Attributes:
         experience: the rows.
+        rows: which rows of the phase they are.
         tokens: response tokens of the whole optimizer step, over all micro-batches and ranks. Every per-token
             loss is divided by it, so that the gradient does not depend on how the step is split.
         version: version of the weights that sampled the rows.
@@ -225,6 +226,7 @@ class Minibatch:
     """
 
     experience: Experience
+    rows: Int[Tensor, " B"]
     tokens: int
     version: int
     step: int

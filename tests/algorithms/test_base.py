@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from klqlit.algorithms.base import FROZEN
-from klqlit.algorithms.checks import Divergence, StaleRollout, check_precision
+from klqlit.algorithms.checks import StaleRollout, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
+from klqlit.algorithms.divergence import Divergence
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
 from klqlit.algorithms.ppo import PPO

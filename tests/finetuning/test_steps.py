@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetuning.runs import STAGES, fit, gradients, new_module, source
-from klqlit.algorithms.checks import Divergence
+from klqlit.algorithms.divergence import Divergence
 from klqlit.data.supervised import CompletionDataModule
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import lightning as L
 import torch
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import check_finite, check_first_rollout, check_fresh, check_precision
+from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
+from klqlit.algorithms.divergence import Evaluated, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
 from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
@@ -31,9 +33,9 @@ from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
 from klqlit.rollout.gathering import gather
 from klqlit.rollout.sampling import Sampler
-from klqlit.rollout.scoring import checked_scores, critic_values, reference_logprobs
+from klqlit.rollout.scoring import agreed_scores, critic_values, reference_logprobs
 from klqlit.strategies.fully_sharded import at_hand, shard_models
-from klqlit.strategies.sharded_model import transformers_in, whole
+from klqlit.strategies.sharded_model import transformers_in
 from klqlit.types import Completions, Experience, Minibatch, Prompts, Rollout, Sample, Sequences
 from klqlit.version import __version__
 
@@ -53,8 +55,13 @@ class RLHFModule(L.LightningModule, ABC):
         sampler: how responses are drawn.
         shaping: changes to the rewards before the algorithm sees them.
         optimization: learning rates and schedule.
-        tau: KL coefficient of the objective J = E[score - tau KL], positive.
+        tau: KL coefficient of the objective J = E[score - tau KL], positive. The coefficient in use starts there; what
+            moves it (a KL budget, PPO's `adaptive_kl`) leaves the J that is logged at `tau`, so that a curve of J means
+            one thing from end to end.
         scoring_batch_size: rows per forward pass of reference and critic outside training.
+
+    Attributes:
+        kl_coefficient: tau as targets and losses use it now. Change it between phases only.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class RLHFModule(L.LightningModule, ABC):
         self.shaping = shaping or RewardShaping()
         self.optimization = optimization or Optimization()
         self.tau = tau
+        self.kl_coefficient = tau
         self.scoring_batch_size = scoring_batch_size
         self.stopwatch = Stopwatch()
         self.rollout_metrics = RolloutMetrics(tau=tau)
@@ -93,6 +101,8 @@ class RLHFModule(L.LightningModule, ABC):
         self.training_metrics = Means()
         self.comparison_metrics = ComparisonMetrics(tau=tau)
         self.phase_metrics: dict[str, float] = {}
+        self.phase_scores = torch.zeros(0)
+        self._evaluated: list[Evaluated] = []
         self._reference_side: dict[int, Scored] = {}
 
     @abstractmethod
@@ -193,11 +203,14 @@ class RLHFModule(L.LightningModule, ABC):
             rollout: with shaped rewards, in whose units the critic learns.
         """
         mask = rollout.mask
-        rewards = kl_penalised_rewards(rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.tau)
+        rewards = kl_penalised_rewards(
+            rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.kl_coefficient
+        )
         return monte_carlo_returns(rewards, mask, gamma=1.0)
 
     def _measure(self, rollout: Rollout) -> None:
         """Metrics of the phase's rollout. It holds all ranks' rows, so that every rank computes the same."""
+        self.phase_scores = rollout.scores
         gold = self._gold_scores(rollout.completions)
         self.rollout_metrics.update(rollout, gold)
         mask, returns = rollout.mask, self.realised_returns(rollout)
@@ -206,6 +219,7 @@ class RLHFModule(L.LightningModule, ABC):
         self.phase_metrics = self.rollout_metrics.compute() | {
             "time/generation": times["generation"],
             "time/scoring": times["scoring"],
+            "kl/coefficient": self.kl_coefficient,
             "critic/explained_variance": float(torch.as_tensor(self.explained_variance.compute())),
             "critic/value": float(masked_mean(rollout.values, mask)),
             "critic/return": float(masked_mean(returns, mask)),
@@ -223,7 +237,7 @@ class RLHFModule(L.LightningModule, ABC):
             with at_hand(self, reward):
                 return reward(completions)
 
-        return checked_scores(scored, completions, name)
+        return agreed_scores(scored, completions, name)
 
     @property
     def _full_precision(self) -> bool:
@@ -264,9 +278,18 @@ class RLHFModule(L.LightningModule, ABC):
         logprobs, values = self.evaluate(experience.sequences)
         losses, metrics = self.loss(experience, logprobs, values)
         total = masked_sum(losses, mask)
-        check_finite(float(total.detach()), "the loss", self.global_step)
         logratio = torch.where(mask, logprobs.detach() - experience.logprobs, 0.0)
         metrics |= {"loss": losses, "kl_old": kl_k3(-logratio)}
+        self._evaluated.append(
+            Evaluated(
+                batch=batch,
+                losses=losses.detach(),
+                logprobs=logprobs.detach(),
+                values=values.detach(),
+                total=total.detach(),
+                scores=self.phase_scores[batch.rows.cpu()],
+            )
+        )
         for name, values_of_tokens in metrics.items():
             self.training_metrics.update(f"train/{name}", values_of_tokens, mask)
         if batch.step == 0:
@@ -282,11 +305,11 @@ class RLHFModule(L.LightningModule, ABC):
         self.stopwatch.stop("optimization")
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            norm = whole(torch.nn.utils.get_total_norm(gradients))
-            check_finite(float(norm), f"the {group['name']}'s gradient", self.global_step)
-            self.training_metrics.update(f"train/{group['name']}_grad_norm", norm)
+        norms, evaluated, self._evaluated = gradient_norms(optimizer), self._evaluated, []
+        step, strategy = self.global_step, self.trainer.strategy
+        check_step(evaluated, norms, self, step=step, strategy=strategy, tokenizer=self.tokenizer)
+        for name, norm in norms.items():
+            self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -330,16 +353,18 @@ class RLHFModule(L.LightningModule, ABC):
     def as_collected(self, rollout: Rollout) -> tuple[Rollout, Experience]:
         """What `collect` would make of a rollout that nothing is learned from: with shaped rewards, and its targets.
 
-        Running statistics of the shaping and of the algorithm, which are buffers, stay as they are.
+        Running statistics of the shaping and of the algorithm, which are buffers, and the KL coefficient stay as they
+        are.
 
         Args:
             rollout: from `roll_out`, of all ranks.
         """
-        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        before, coefficient = {name: buffer.clone() for name, buffer in self.named_buffers()}, self.kl_coefficient
         rollout = self._shaped(rollout)
         experience = self.targets(rollout)
         for name, buffer in self.named_buffers():
             buffer.copy_(before[name])
+        self.kl_coefficient = coefficient
         return rollout, experience
 
     def predict_step(self, batch: Prompts, batch_idx: int) -> Scored:
@@ -356,7 +381,12 @@ class RLHFModule(L.LightningModule, ABC):
         for name in [name for name in checkpoint["state_dict"] if name.startswith(FROZEN)]:
             del checkpoint["state_dict"][name]
         checkpoint["vocabulary"] = vocabulary(self.tokenizer)
-        checkpoint["phase"] = {"metrics": self.phase_metrics, "training": self.training_metrics.sums()}
+        checkpoint["phase"] = {
+            "metrics": self.phase_metrics,
+            "training": self.training_metrics.sums(),
+            "scores": self.phase_scores,
+        }
+        checkpoint["tau"] = {"configured": self.tau, "in_use": self.kl_coefficient}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
@@ -365,6 +395,15 @@ class RLHFModule(L.LightningModule, ABC):
         check_vocabulary(checkpoint, self.tokenizer)
         self.phase_metrics = {name: float(value) for name, value in checkpoint["phase"]["metrics"].items()}
         self.training_metrics.restore(checkpoint["phase"]["training"])
+        self.phase_scores = checkpoint["phase"]["scores"]
+        self._restore_tau(**checkpoint["tau"])
+
+    def _restore_tau(self, configured: float, in_use: float) -> None:
+        """Go on with the coefficient the run had come to, unless it is given another tau to start from."""
+        if configured == self.tau:
+            self.kl_coefficient = in_use
+        else:
+            rank_zero_info(f"tau is {self.tau:g} from here on; it was {in_use:g}")
 
     def export(self, directory: str) -> None:
         """Write the policy as a Hugging Face directory, with tokenizer, generation config and model card."""

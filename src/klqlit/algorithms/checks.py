@@ -1,13 +1,7 @@
 """Conditions that an on-policy run must meet, each with a message that says what to change."""
 
-import math
-
 from klqlit.functional import masked_mean
 from klqlit.types import Minibatch, Rollout
-
-
-class Divergence(RuntimeError):
-    """The run left the numbers: weights are untouched since the last good optimizer step."""
 
 
 class StaleRollout(RuntimeError):
@@ -36,15 +30,6 @@ def check_first_rollout(rollout: Rollout, tolerance: float) -> None:
             f"before the first update, policy and reference differ by {gap:.2g} nats a token, where a frozen copy must "
             f"give 0 (up to {tolerance:g} for rounding). Likely: a custom policy has dropout on or ignores "
             "`temperature` in its forward, or the model mishandles left padding or position_ids"
-        )
-
-
-def check_finite(value: float, what: str, global_step: int) -> None:
-    """Stop before a number that is not finite reaches the weights."""
-    if not math.isfinite(value):
-        raise Divergence(
-            f"{what} became {value} at optimizer step {global_step}, and the run stops; the last good checkpoint is "
-            "kept. Try a lower optimization.lr, gradient clipping (trainer.gradient_clip_val: 1.0), or a larger tau"
         )
 
 

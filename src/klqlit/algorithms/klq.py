@@ -65,7 +65,7 @@ class KLQ(RLHFModule):
 
     def targets(self, rollout: Rollout) -> Experience:
         mask, values, logprobs = rollout.mask, rollout.values, rollout.logprobs
-        q = q_values(logprobs, rollout.ref_logprobs, values, tau=self.tau)
+        q = q_values(logprobs, rollout.ref_logprobs, values, tau=self.kl_coefficient)
         deltas = td_errors(rollout.rewards, values, q, mask, gamma=self.gamma)
         lam = self.lam(self.current_epoch)
         returns = lambda_returns(q, deltas, mask, gamma=self.gamma, lam=lam, alpha=self.alpha)
@@ -81,4 +81,4 @@ class KLQ(RLHFModule):
     def loss(
         self, experience: Experience, logprobs: Float[Tensor, "B T"], values: Float[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T"], dict[str, Float[Tensor, "B T"]]]:
-        return self.q_loss(experience, logprobs, values, tau=self.tau), {}
+        return self.q_loss(experience, logprobs, values, tau=self.kl_coefficient), {}

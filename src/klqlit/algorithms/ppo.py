@@ -9,7 +9,6 @@ reproduction (arXiv 2403.17031).
 
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -59,14 +58,12 @@ class PPO(RLHFModule):
         value_clip: the new value may move this far from the rollout's; None for no clipping.
         value_coefficient: weight of the value error.
         whiten_advantages: shift and scale the phase's advantages to mean 0 and variance 1.
-        adaptive_kl: lets the KL coefficient move; it starts at `tau`. The objective that is logged keeps `tau`.
+        adaptive_kl: lets the KL coefficient move; it starts at `tau`.
         base: policy, critic, reference, reward, tau and the other arguments of `RLHFModule`.
 
     Raises:
         ValueError: an argument is out of range.
     """
-
-    kl_coefficient: Tensor
 
     def __init__(
         self,
@@ -93,10 +90,9 @@ class PPO(RLHFModule):
         self.value_coefficient = value_coefficient
         self.whiten_advantages = whiten_advantages
         self.adaptive_kl = adaptive_kl
-        self.register_buffer("kl_coefficient", torch.tensor(self.tau, dtype=torch.float64))
 
     def targets(self, rollout: Rollout) -> Experience:
-        mask, values, tau = rollout.mask, rollout.values, float(self.kl_coefficient)
+        mask, values, tau = rollout.mask, rollout.values, self.kl_coefficient
         rewards = kl_penalised_rewards(rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=tau)
         deltas = td_errors(rewards, values, values, mask, gamma=self.gamma)
         returns = lambda_returns(values, deltas, mask, gamma=self.gamma, lam=self.lam)
@@ -128,5 +124,5 @@ class PPO(RLHFModule):
         if self.adaptive_kl is None:
             return
         kl = masked_sum(rollout.logprobs - rollout.ref_logprobs, rollout.mask, dim=1).mean()
-        tau = self.adaptive_kl(tau=float(self.kl_coefficient), kl=float(kl), episodes=len(rollout.sequences))
-        self.kl_coefficient.fill_(tau)
+        episodes = len(rollout.sequences)
+        self.kl_coefficient = self.adaptive_kl(tau=self.kl_coefficient, kl=float(kl), episodes=episodes)

@@ -72,8 +72,9 @@ class CriticRecord(L.Callback):
         if trainer.is_global_zero:
             rollout, experience = pl_module.as_collected(rollout)
             returns = pl_module.realised_returns(rollout)
-            row = critic_row(rollout, returns, tau=pl_module.tau, bins=self.bins)
-            rows = token_rows(rollout, experience, returns, pl_module.tokenizer, tau=pl_module.tau, count=self.rows)
+            tau = pl_module.kl_coefficient
+            row = critic_row(rollout, returns, tau=tau, bins=self.bins)
+            rows = token_rows(rollout, experience, returns, pl_module.tokenizer, tau=tau, count=self.rows)
             self._append(trainer, "critic.jsonl", [row])
             self._append(trainer, "tokens.jsonl", rows)
 

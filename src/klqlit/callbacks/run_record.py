@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import lightning as L
 import torch
@@ -20,12 +20,20 @@ from klqlit.version import __version__
 PACKAGES = ("torch", "lightning", "transformers")
 
 
+@runtime_checkable
+class EndsRuns(Protocol):
+    """A callback that may end a run before its time."""
+
+    end_reason: str | None
+    """Why it did; None where it did not."""
+
+
 @final
 class RunRecord(L.Callback):
     """Writes ``run.json`` into the run's folder: each start with versions and device, and the state of the run.
 
-    The state is "running" until fit ends ("finished") or an exception ends it ("stopped"); a run that was killed stays
-    "running".
+    The state is "running" until fit ends ("finished"), or an exception or a callback ends it early ("stopped"); a run
+    that was killed stays "running".
     """
 
     def __init__(self) -> None:
@@ -48,7 +56,10 @@ class RunRecord(L.Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        write(trainer, state="finished", starts=read(trainer).get("starts", []))
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a connector sets it
+        reasons = [c.end_reason for c in callbacks if isinstance(c, EndsRuns) and c.end_reason]
+        state, reason = ("stopped", "; ".join(reasons)) if reasons else ("finished", None)
+        write(trainer, state=state, starts=read(trainer).get("starts", []), reason=reason)
 
     @rank_zero_only
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

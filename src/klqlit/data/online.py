@@ -174,7 +174,8 @@ class OnlineDataModule(L.LightningDataModule):
         tokens = int(experience.mask[rows].sum())
         mine = rows.chunk(self._world_size)[self._rank]
         for micro in mine.chunk(self._trainer.accumulate_grad_batches):
-            yield Minibatch(experience=experience.select(micro), tokens=tokens, version=self._version, step=step)
+            part = experience.select(micro)
+            yield Minibatch(experience=part, rows=micro, tokens=tokens, version=self._version, step=step)
 
     def _phase_prompts(self) -> Prompts:
         """This rank's prompts of the phase: the rows are reshuffled for each pass over them."""

@@ -10,13 +10,14 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import Divergence
+from klqlit.algorithms.divergence import Divergence, broken_parts, first_trouble, total_norm
 from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
 from klqlit.metrics.means import Means
 from klqlit.models.loading import export, max_positions
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
+from klqlit.rollout.gathering import everywhere
 from klqlit.strategies.fully_sharded import shard_models
 from klqlit.version import __version__
 
@@ -58,6 +59,7 @@ class Finetuning(L.LightningModule, ABC):
         self._lr, self._weight_decay = lr, weight_decay
         self._warmup_steps, self._decay = warmup_steps, decay
         self.training_metrics = Means()
+        self._totals: list[Tensor] = []
 
     @property
     @abstractmethod
@@ -91,18 +93,23 @@ class Finetuning(L.LightningModule, ABC):
         Args:
             total: sum of the losses of this micro-batch.
             count: terms of the whole step.
-
-        Raises:
-            Divergence: the loss is not finite.
         """
-        if not bool(total.isfinite()):
-            raise Divergence(
-                f"the loss became {float(total.detach())} at optimizer step {self.global_step}, and the run stops; the "
-                "last good checkpoint is kept. Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)"
-            )
+        self._totals.append(total.detach())
         return total * (self.trainer.accumulate_grad_batches * shard(self.trainer)[1] / count)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        totals, self._totals = self._totals, []
+        numbers = [("the loss", float(total)) for total in totals]
+        numbers.append(("the gradient", total_norm([p.grad for p in self.parameters() if p.grad is not None])))
+        trouble = first_trouble(numbers)
+        # On all ranks at once: one that stopped alone would leave the others waiting for it.
+        if self.trainer.strategy.reduce_boolean_decision(trouble is not None, all=False):
+            what = next(found for found in everywhere(trouble) if found is not None)
+            raise Divergence(
+                f"{what} at optimizer step {self.global_step}, and the run stops; the last good checkpoint is kept. "
+                "Try a lower lr, or gradient clipping (trainer.gradient_clip_val: 1.0)",
+                {"what": what} | broken_parts(self),
+            )
         # Of all that the step saw: its micro-batches and ranks hold different numbers of tokens.
         self.log_dict(self.training_metrics.compute(), prog_bar=True, batch_size=1)
         self.training_metrics.reset()

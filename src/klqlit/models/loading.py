@@ -7,6 +7,9 @@ object is ever built. Code that comes with a model runs only where `trust_remote
 import os
 import pickle
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +27,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+_SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes_only", default=False)
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within it, models are built by their configurations, and their weights are not read."""
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
 
 
 def load_tokenizer(
@@ -224,6 +239,13 @@ def _load(auto: Any, path: str, dtype: str, trust_remote_code: bool, **options: 
     check_model_path(path)
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    if _SHAPES_ONLY.get():
+        config = _load_config(path, trust_remote_code, options["revision"])
+        attention = options.get("attn_implementation")
+        kind = {} if dtype == "auto" else {"dtype": dtype}
+        return auto.from_config(
+            config, attn_implementation=attention, trust_remote_code=trust_remote_code, **kind
+        ).train()
     try:
         model, info = auto.from_pretrained(
             path, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True, **options

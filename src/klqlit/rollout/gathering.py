@@ -5,7 +5,7 @@ whitening, metrics and token counts are then those of the global batch, minibatc
 checkpoint of one rank holds the phase of all, whatever the number of ranks it is resumed with.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,15 +13,23 @@ from torch import Tensor
 
 from klqlit.types import Completions, Rollout, Sequences
 
+T = TypeVar("T")
+
 
 def gather(rollout: Rollout) -> Rollout:
     """Every rank's rows in rank order, on the CPU."""
     rollout = to_cpu(rollout)
+    parts = everywhere(rollout)
+    return rollout if len(parts) == 1 else concatenate(parts)
+
+
+def everywhere(value: T) -> list[T]:
+    """What each rank gave, in rank order: a small object that pickles. All ranks must call it."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return rollout
+        return [value]
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rollout)
-    return concatenate(parts)
+    dist.all_gather_object(parts, value)
+    return parts
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:
