@@ -28,18 +28,18 @@ from klqlit.callbacks.run_record import RunRecord
 from klqlit.callbacks.save_guard import SaveGuard
 from klqlit.callbacks.saved_config import SaveConfig
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
-from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
-from klqlit.checkpoint_files import check_contents, examine
-from klqlit.config_files import check_configs, prepare_parser
-from klqlit.factories import check_factories
+from klqlit.launching.loopback import with_loopback
+from klqlit.launching.slurm import devices_in_job, requeue, with_environment
 from klqlit.loggers import JSONLinesLogger
-from klqlit.loopback import with_loopback
 from klqlit.models.language_model import LanguageModel
-from klqlit.option_errors import explain
+from klqlit.options.config_files import check_configs, prepare_parser
+from klqlit.options.errors import explain
+from klqlit.options.factories import check_factories
 from klqlit.redaction import redacted
-from klqlit.resuming import AlreadyFinished, Resume, Start, begin, existing, flat
+from klqlit.resuming.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
+from klqlit.resuming.checkpoint_files import check_contents, examine
+from klqlit.resuming.starting import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
-from klqlit.slurm import devices_in_job, requeue, with_environment
 from klqlit.strategies.fully_sharded import check_readable
 
 TRAINER_DEFAULTS = {

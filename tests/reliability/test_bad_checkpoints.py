@@ -14,8 +14,8 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from klqlit.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
-from klqlit.checkpoint_files import check_contents, examine, load
+from klqlit.resuming.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
+from klqlit.resuming.checkpoint_files import check_contents, examine, load
 from reliability.mutations import spoiled
 from reliability.refusals import fuzz, refusal
 from runs import make_data, make_module, make_trainer

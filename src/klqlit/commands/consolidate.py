@@ -18,7 +18,7 @@ def run(options: list[str]) -> None:
     """
     chosen = parse(options)
     # torch takes seconds to import, which a mistake in the options need not cost.
-    from klqlit.sharded_checks import check_sharded
+    from klqlit.resuming.sharded_checks import check_sharded
     from klqlit.strategies.checkpoints import consolidate, is_sharded
 
     if is_sharded(Path(chosen.folder)):

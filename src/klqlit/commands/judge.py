@@ -24,7 +24,6 @@ from klqlit.command_line import Parser, quieten
 from klqlit.commands.comparisons import choose_folder, write_comparison
 from klqlit.commands.sides import Answers, Letter, Side, answers_of, find_sides
 from klqlit.commands.stopping import stop_on_signals
-from klqlit.factories import check_factories
 from klqlit.judges.base import Judge
 from klqlit.judges.cache import JudgmentCache
 from klqlit.judges.matching import Matching, Response, match
@@ -32,7 +31,8 @@ from klqlit.judges.protocol import judge_pairs, missing_questions
 from klqlit.judges.records import Pair
 from klqlit.judges.statistics import bootstrap
 from klqlit.judges.summary import as_table, sentences, summarise
-from klqlit.option_errors import explain
+from klqlit.options.errors import explain
+from klqlit.options.factories import check_factories
 from klqlit.rewards.miniature import MiniHHGold, MiniSumsGold, MiniTLDRGold
 
 JUDGES = (EndpointJudge, LikelihoodJudge, RewardJudge, RougeJudge, LengthJudge)

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from klqlit import command_line
-from klqlit.config_files import read_config
 from klqlit.judges.cache import canonical
+from klqlit.options.config_files import read_config
 from klqlit.redaction import redacted
 from klqlit.version import __version__
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, final
 
 from klqlit.commands.policies import PolicySettings, complete, has_policy, read_settings
-from klqlit.config_files import read_config
 from klqlit.judges.matching import Response, human_responses, read_completions
+from klqlit.options.config_files import read_config
 from klqlit.run_folder import newest_checkpoint
 
 Letter = Literal["a", "b"]

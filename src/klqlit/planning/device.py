@@ -10,7 +10,7 @@ import torch
 from klqlit.algorithms.base import RLHFModule
 from klqlit.command_line import CommandLine, LanguageModel, quieten, set_parsing_settings
 from klqlit.data.online import OnlineDataModule
-from klqlit.option_errors import explain
+from klqlit.options.errors import explain
 from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, remedies, shared, states_of
 from klqlit.planning.stages import Sizes, bytes_of_parameters, measure
 from klqlit.planning.tracker import Tracker, building

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment
 
-from klqlit.loopback import LoopbackEnvironment, loopback_interface, with_loopback
+from klqlit.launching.loopback import LoopbackEnvironment, loopback_interface, with_loopback
 
 WATCH = '''
 import json, os, re
@@ -69,7 +69,7 @@ def test_two_ranks_listen_on_loopback_alone(tmp_path, quitter_dir):
     (tmp_path / "watch.py").write_text(WATCH)
     (tmp_path / "prompts.json").write_text(json.dumps([f"What is {i}?" for i in range(12)]))
     (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path, policy=quitter_dir))
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1] / "src")])
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2] / "src")])
     unset = ("MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME", "LOCAL_RANK", "TORCHELASTIC_USE_AGENT_STORE")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     command = [sys.executable, "-m", "klqlit", "fit", f"--config={tmp_path / 'run.yaml'}"]

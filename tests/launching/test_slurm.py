@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.plugins.precision import Precision
 
-from klqlit.slurm import OneNodeJob, devices_in_job, job_id, requeue, with_environment
+from klqlit.launching.slurm import OneNodeJob, devices_in_job, job_id, requeue, with_environment
 from runs import make_trainer
 
 # What srun gives the first of 2 x 4 tasks of a batch job.

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import TCPStore
 
 from klqlit.callbacks.run_record import read
-from klqlit.loopback import HOST, listen, meet_there
+from klqlit.launching.loopback import HOST, listen, meet_there
 
 NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
 UNNAMED = (

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from klqlit.callbacks.options_record import OptionsRecord
-from klqlit.checkpoint_files import examine
+from klqlit.resuming.checkpoint_files import examine
 from klqlit.run_folder import META, checkpoint_folder, fault_of, newest_checkpoint, step_of
 
 Resume = Literal["auto", "never"]

@@ -9,9 +9,9 @@ import lightning as L
 from torch import Tensor
 
 from klqlit.algorithms.base import FROZEN, RLHFModule
-from klqlit.checkpoint_files import in_one_line, load, refusal
 from klqlit.finetuning.base import Finetuning
 from klqlit.models.restoring import check_fits
+from klqlit.resuming.checkpoint_files import in_one_line, load, refusal
 
 
 def check_weights(path: str, module: L.LightningModule) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from klqlit.resuming import AlreadyFinished, begin, differences, flat, is_later
+from klqlit.resuming.starting import AlreadyFinished, begin, differences, flat, is_later
 
 OPTIONS = {"model.class_path": "klqlit.KLQ", "model.tau": "0.05", "trainer.max_epochs": "8", "run_dir": "here"}
 
