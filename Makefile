@@ -16,7 +16,7 @@ quickstart: $(VENV)/installed  ## the whole method on a small task: about 5 minu
 	$(BIN)/python benchmarks/quickstart.py
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

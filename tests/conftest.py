@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+import logging
 from collections import Counter
 from functools import cache
 
@@ -31,6 +32,15 @@ def model_dir(tmp_path_factory):
         return save(tmp_path_factory.mktemp(architecture), model, tokenizer)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _lightning_speaks():
+    """Programs that tests call silence it for their process."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_an_unknown_command_names_the_known_ones(capsys):
     assert main(["fitt"]) == 2
     assert capsys.readouterr().err == (
         "klqlit: error: there is no command 'fitt'; "
-        "choose one of fit, validate, test, predict, judge, analyse, report, consolidate\n"
+        "choose one of fit, validate, test, predict, judge, analyse, report, consolidate, plan\n"
     )
 
 

@@ -26,7 +26,6 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 def test_the_quickstart_prints_a_table_and_samples_and_draws(finished):
     folder, shown = finished
     for word in ("SFT", "KLQ", "PPO", "wins by", "held-out pairs", "figure: "):
@@ -39,7 +38,6 @@ def test_the_quickstart_prints_a_table_and_samples_and_draws(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 def test_the_quickstart_goes_on_where_it_was(finished):
     folder, _ = finished
     model = folder / "mini_hh" / "ppo" / "model"
@@ -52,7 +50,6 @@ def test_the_quickstart_goes_on_where_it_was(finished):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("quickstart")
 def test_an_objective_of_ones_own_by_class_path(finished, monkeypatch):
     folder, _ = finished
     monkeypatch.syspath_prepend(ROOT / "examples")

@@ -40,7 +40,6 @@ from klqlit.resuming.checkpoint_checks import RestoreCheck, check_loops, check_w
 from klqlit.resuming.checkpoint_files import check_contents, examine
 from klqlit.resuming.starting import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import checkpoint_folder, newest_checkpoint
-from klqlit.strategies.fully_sharded import check_readable
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -196,7 +195,6 @@ def run(command: str, options: list[str]) -> int:
     if command == "predict" and not isinstance(cli.model, RLHFModule):
         raise ValueError(f"predict writes a policy's completions, and {type(cli.model).__name__} has no policy")
     if checkpoint:
-        check_readable(checkpoint, cli.trainer.strategy)
         rank_zero_info(f"{'continuing from' if command == 'fit' else 'using the weights of'} {checkpoint}")
     elif command != "fit":
         rank_zero_info(f"there is no checkpoint in {cli.config['run_dir']}: using the weights the model starts from")

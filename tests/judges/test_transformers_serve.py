@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"transformers serve needs {', '.join(MISSING)}"),
     pytest.mark.skipif(not COMMAND.exists(), reason=f"there is no {COMMAND}"),
-    pytest.mark.xdist_group("transformers_serve"),
 ]
 
 THOUGHT = "<think>Verdict: B</think>"

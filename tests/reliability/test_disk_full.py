@@ -9,7 +9,7 @@ import pytest
 from klqlit.run_folder import fault_of
 from reliability.programs import MODES, Program, differences
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reliability")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -43,7 +43,8 @@ def test_a_disk_that_fills_up(config, whole, small_disk, mode):
     assert statuses[0] == 2, output[-3000:]
     errors = [line for line in output.splitlines() if line.startswith("klqlit: error:")]
     assert len(errors) >= 1
-    assert "could not be written" in errors[0]
+    # Where the room is looked at first, nothing is begun.
+    assert "could not be written" in errors[0] or "Nothing was written" in errors[0]
     assert "start the same command again" in errors[0]
     assert "Traceback" not in output
     kept = whole_checkpoints(run)

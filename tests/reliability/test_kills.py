@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from reliability.programs import MODES, Program, differences, environment_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("reliability")]
+pytestmark = pytest.mark.slow
 
 # Several kills one after another: a restart costs seconds. "sampling" is a little after a phase began.
 KILLS = {

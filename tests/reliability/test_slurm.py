@@ -13,10 +13,9 @@ from runs import quitter
 
 ROOT = Path(__file__).parents[2]
 
-# One cluster, and one worker of the suite that waits for it.
+# They share one cluster and its jobs, so that all run on one worker of the suite.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(slurm_cluster.missing() is not None, reason=str(slurm_cluster.missing())),
 ]
 
@@ -129,7 +128,7 @@ def wait_until_held(workplace, name, ranks):
 
 
 def release(workplace, name):
-    (workplace / f"hold-{name}").unlink()
+    (workplace / f"hold-{name}").unlink(missing_ok=True)
 
 
 def rows(path):
@@ -181,6 +180,7 @@ def test_a_job_that_meets_its_time_limit_ends_as_if_it_had_not(cluster, workplac
     cluster.call("scontrol", "update", f"JobId={cut}", "EndTime=now+2minutes")
     wait("SLURM's signal", lambda: f"job_signal: 10 of running JobId={cut} successful" in cluster.controller_log())
     release(workplace, "cut")
+    release(workplace, "whole")
     for name in ("cut", "whole"):
         cluster.wait_for(jobs[name], "COMPLETED")
 

@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="there is no chromium: apt-get install chromium"),
     # One page for all tests of this file.
-    pytest.mark.xdist_group("browser"),
 ]
 
 BEFORE = """<script>

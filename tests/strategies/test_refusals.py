@@ -6,12 +6,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from builders import tiny_language_model, tiny_tokenizer
 from klqlit.models.tabular import TabularPolicy
-from klqlit.strategies.fully_sharded import FullySharded, at_hand, check_readable, shard_models
+from klqlit.strategies.fully_sharded import FullySharded, at_hand, shard_models
 from klqlit.strategies.sharded_model import transformers_in
 
 
@@ -47,13 +47,3 @@ def test_a_policy_that_is_no_transformer_is_refused():
     policy = TabularPolicy(torch.zeros(7, 3), prompts=2, horizon=2)
     with pytest.raises(ValueError, match=r"TabularPolicy holds none: use trainer.strategy=ddp"):
         shard_models(within(FullySharded()), [policy])
-
-
-def test_a_folder_under_another_strategy_says_what_to_do(tmp_path):
-    folder, file = tmp_path / "step-4.ckpt", tmp_path / "step-8.ckpt"
-    folder.mkdir()
-    file.touch()
-    for readable, strategy in ((folder, FullySharded()), (file, FullySharded()), (file, DDPStrategy())):
-        check_readable(str(readable), strategy)
-    with pytest.raises(ValueError, match=rf"configs/fsdp.yaml, or .* consolidate {folder} FILE"):
-        check_readable(str(folder), DDPStrategy())

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from klqlit.commands.options import Parser
 
@@ -18,11 +17,8 @@ def run(options: list[str]) -> None:
     """
     chosen = parse(options)
     # torch takes seconds to import, which a mistake in the options need not cost.
-    from klqlit.resuming.sharded_checks import check_sharded
-    from klqlit.strategies.checkpoints import consolidate, is_sharded
+    from klqlit.strategies.checkpoints import consolidate
 
-    if is_sharded(Path(chosen.folder)):
-        check_sharded(chosen.folder)
     consolidate(chosen.folder, chosen.file)
     print(f"{chosen.file} holds the whole checkpoint; a run goes on from it with --ckpt_path {chosen.file}")
 

@@ -96,16 +96,16 @@ def _evaluate(
         z += bias
     if temperature != 1:
         z /= temperature
-    highest, chosen = z.amax(dim=-1), z.gather(-1, tokens[:, None]).squeeze(-1)
-    probs = torch.softmax(z, dim=-1, out=z)
+    highest, chosen = z.amax(dim=1), z.gather(1, tokens[:, None]).squeeze(1)
+    probs = torch.softmax(z, dim=1, out=z)
     # The likeliest token has at least 1/V, so that its logarithm is exact where that of the chosen one may not be.
-    return probs, chosen - highest + probs.amax(dim=-1).log()
+    return probs, chosen - highest + probs.amax(dim=1).log()
 
 
 def _logit_gradient(probs: Tensor, tokens: Tensor, grad: Tensor) -> Float[Tensor, "N V"]:
     """grad_n (1[v = a_n] - p_n[v]), in the memory of `probs`."""
     d_logits = probs.mul_(-grad[:, None])
-    return d_logits.scatter_add_(-1, tokens[:, None], grad[:, None])
+    return d_logits.scatter_add_(1, tokens[:, None], grad[:, None])
 
 
 def _sum(total: Tensor | None, part: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def check_configs(options: Iterable[str]) -> None:
             read_config(path)
 
 
-def environment_value(name: str, default: str | None = None) -> str | None:
+def environment_value(name: str, default: Any = None) -> Any:
     """What `${oc.env:NAME}` and `${oc.env:NAME,default}` mean: a variable's value, unless it is a secret.
 
     Configurations are saved with every run, and a secret would be saved with them.
@@ -95,7 +95,7 @@ def environment_value(name: str, default: str | None = None) -> str | None:
     value = os.environ.get(name, default)
     if name not in os.environ and value is None:
         raise ValueError(f"the environment variable {name} is not set: set it, or write ${{oc.env:{name},default}}")
-    if is_secret_variable(name) or (value is not None and hide(value) != value):
+    if is_secret_variable(name) or (isinstance(value, str) and hide(value) != value):
         raise ValueError(
             f"the environment variable {name} holds a secret, and a configuration must not: it is saved with the run. "
             "Give a judge the variable's name as api_key_variable; a class of your own can read the variable itself"

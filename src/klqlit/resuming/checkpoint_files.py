@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from klqlit.resuming.sharded_checks import check_sharded
+from klqlit.strategies.sharded_checks import check_sharded
 
 WAY_OUT = "name another one with ckpt_path, or delete it to use the one before it"
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from klqlit.run_folder import META
 from klqlit.strategies.records import RecordsUnpickler
+from klqlit.strategies.sharded_checks import check_sharded
 from klqlit.strategies.sharded_model import whole
 
 State = dict[str, Any]
@@ -65,7 +66,11 @@ def load_sharded(path: Path, state_dict: dict[str, Tensor], parameters: list[lis
 
     Returns:
         The checkpoint as Lightning wants it.
+
+    Raises:
+        ValueError: the folder is damaged, or holds what could run code.
     """
+    check_sharded(str(path))
     reader = SafeReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
     tensors: State = {"state_dict": {name: own for name, own in state_dict.items() if f"state_dict.{name}" in stored}}
@@ -84,7 +89,7 @@ def consolidate(folder: str, file: str) -> None:
         file: to write; it appears complete.
 
     Raises:
-        ValueError: `folder` holds no complete checkpoint.
+        ValueError: `folder` holds no complete checkpoint, or one that could run code.
     """
     checkpoint, target = load_whole(Path(folder)), Path(file)
     partial = target.with_name(f".{target.name}.partial")
@@ -96,10 +101,9 @@ def load_whole(folder: Path) -> State:
     """All of a checkpoint's folder, in the main memory of this process.
 
     Raises:
-        ValueError: `folder` holds no complete checkpoint.
+        ValueError: `folder` holds no complete checkpoint, or one that could run code.
     """
-    if not is_sharded(folder):
-        raise ValueError(f"{str(folder)!r} holds no sharded checkpoint: there is no {META} in it")
+    check_sharded(str(folder))
     reader = SafeReader(str(folder))
     tensors: State = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():

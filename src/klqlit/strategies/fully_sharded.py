@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -192,19 +192,6 @@ def at_hand(module: L.LightningModule, *parts: nn.Module) -> AbstractContextMana
     """
     strategy = module.trainer.strategy
     return strategy.at_hand(parts) if isinstance(strategy, FullySharded) else nullcontext()
-
-
-def check_readable(checkpoint: str, strategy: Strategy) -> None:
-    """Refuse a sharded checkpoint under a strategy that reads files only.
-
-    Raises:
-        ValueError: it is one.
-    """
-    if Path(checkpoint).is_dir() and not isinstance(strategy, FullySharded):
-        raise ValueError(
-            f"{checkpoint} is a folder that several processes wrote: continue with --config configs/fsdp.yaml, or make "
-            f"one file of it first: python -m klqlit consolidate {checkpoint} FILE"
-        )
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
