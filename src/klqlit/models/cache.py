@@ -19,6 +19,7 @@ class ReservedLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self._room: tuple[Tensor, Tensor] | None = None
+        self._newest: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -26,12 +27,14 @@ class ReservedLayer(DynamicLayer):
         assert self.keys is not None
         assert self.values is not None
         seen = self.get_seq_length()
-        if self._room is None or not _fits(self._room[0], self.keys, key_states):
+        # Whatever else changes the cache, such as a choice of rows, leaves a tensor of its own.
+        changed = self.keys is not self._newest
+        if self._room is None or changed or seen + key_states.shape[-2] > self._room[0].shape[-2]:
             self._room = _reserve(self.keys, seen, key_states), _reserve(self.values, seen, value_states)
         keys, values = (
             _append(room, seen, new) for room, new in zip(self._room, (key_states, value_states), strict=True)
         )
-        self.keys, self.values = keys, values
+        self.keys, self.values, self._newest = keys, values, keys
         return keys, values
 
 
@@ -40,11 +43,6 @@ def reserved_cache(config: PretrainedConfig) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [ReservedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def _fits(room: Tensor, kept: Tensor, new: Tensor) -> bool:
-    # Whatever else changes the cache, such as a choice of rows, leaves a tensor of its own.
-    return kept.data_ptr() == room.data_ptr() and kept.shape[-2] + new.shape[-2] <= room.shape[-2]
 
 
 def _reserve(kept: Tensor, seen: int, new: Float[Tensor, "B heads n D"]) -> Float[Tensor, "B heads room D"]:
