@@ -28,7 +28,9 @@ class Machine:
         """Since the last reading: `cpu`, this process's seconds on all cores; `others`, a share in [0, 1]."""
         then, self._last = self._last, self._read()
         elapsed, busy, own = (now - before for now, before in zip(self._last, then, strict=True))
-        return {"cpu": own, "others": max(0.0, busy - own) / (elapsed * (os.cpu_count() or 1))}
+        share = (busy - own) / (elapsed * (os.cpu_count() or 1))
+        # The kernel counts in hundredths of a second, so that the share of a moment may be any number.
+        return {"cpu": own, "others": min(1.0, max(0.0, share))}
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
