@@ -26,7 +26,7 @@ lint: $(VENV)/installed
 mutation: $(VENV)/installed  ## flip every sign in functional/ and see a test fail
 	$(BIN)/python tests/mutation.py
 
-soak: $(VENV)/installed  ## kill runs at random moments 60 times, and compare what comes of them: half an hour
+soak: $(VENV)/installed  ## kill runs at random moments 60 times, and compare what comes of them: about 6 minutes
 	$(BIN)/python tests/reliability/soak.py --kills 60
 
 AUDIT := $(VENV)-audit
