@@ -228,11 +228,6 @@ def quieten() -> None:
     )
 
 
-def folder_name(run_dir: str) -> str:
-    """Where a run keeps its checkpoints, as an option's value."""
-    return str(checkpoint_folder(run_dir))
-
-
 def with_streamed_checkpoints(configured: Any) -> list[Any]:
     """The trainer's plugins, with one of ours where none of them writes checkpoints."""
     plugins = configured if isinstance(configured, list) else [] if configured is None else [configured]
