@@ -19,6 +19,7 @@ from typing import Any, final
 import lightning as L
 import torch
 
+from klqlit.callbacks.compiled_blocks import CompiledBlocks
 from roofline import quickest
 from step import workloads
 from step.klqlit_arm import ALGORITHMS, Clock, make_data, make_module, make_trainer, quieten
@@ -51,7 +52,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a size that shows nothing, to see that it runs")
     parser.add_argument("--updates", type=int, default=3, help="timed updates, after one to warm up")
     parser.add_argument("--rollouts", type=int, help="episodes an update; the paper's 192 by default")
-    parser.add_argument("--accumulate", type=int, default=4, help="micro-batches an optimizer step")
+    parser.add_argument("--accumulate", type=int, default=2, help="micro-batches an optimizer step")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer blocks")
     parser.add_argument("--scoring_batch_size", type=int, default=64, help="rows per pass of reference and critic")
     parser.add_argument("--profile", type=Path, help="file for a torch trace of one more update")
     parser.add_argument("--peak_tflops", type=float, help="of the data sheet, dense bf16; measured where not given")
@@ -118,6 +120,8 @@ def train(workload: Workload, arguments: argparse.Namespace) -> tuple[list[dict[
             precision="bf16-mixed",
             accumulate_grad_batches=arguments.accumulate,
         )
+        if arguments.compile:
+            trainer.callbacks.append(CompiledBlocks())
         if arguments.profile:
             trainer.callbacks.append(LastUpdate(arguments.profile))
         trainer.fit(module, make_data(workload, directory))
@@ -201,7 +205,7 @@ def decode_bytes(workload: Workload) -> float:
 def product_rate(device: str, tiny: bool) -> float:
     """Operations a second in a large square bf16 product."""
     size = 256 if tiny else 8192
-    a = torch.ones(size, size, device=device, dtype=torch.bfloat16)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)  # products of ones are faster
     return 2 * size**3 / quickest(lambda: waited(a @ a), least=0.1 if tiny else 2.0)
 
 

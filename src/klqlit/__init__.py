@@ -48,6 +48,7 @@ _HOMES = {
     "TableSource": "klqlit.data.columns",
     "TLDRSummaries": "klqlit.data.tldr",
     "FullySharded": "klqlit.strategies.fully_sharded",
+    "CompiledBlocks": "klqlit.callbacks.compiled_blocks",
     "EntropyCollapse": "klqlit.callbacks.alarms",
     "Export": "klqlit.callbacks.export",
     "KLBudget": "klqlit.callbacks.kl_budget",

@@ -444,6 +444,18 @@ def test_weights_in_bfloat16_train(fit, quitter_dir):
     assert len(watch.gradients) == 8
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_clipping_by_value_bounds_each_number(precision, quitter_dir, tmp_path):
+    watch, steep = Watch(), Optimization(lr=1e3, eps=1e3, betas=(0.0, 0.0))
+    clip = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}
+    before = make_module(quitter_dir).state_dict()
+    trainer = make_trainer(tmp_path, watch, max_steps=1, precision=precision, **clip)
+    trainer.fit(make_module(quitter_dir, optimization=steep), make_data())
+    for name, gradient in watch.gradients[0].items():
+        moved = before[name] - watch.weights[0][name]
+        torch.testing.assert_close(moved, gradient.clamp(-1e-3, 1e-3), atol=1e-6, rtol=1e-3)
+
+
 def test_clipping_bounds_the_gradient_that_reaches_the_weights(quitter_dir, tmp_path):
     """With a huge epsilon AdamW's first step is lr / eps times the gradient."""
     before = make_module(quitter_dir).state_dict()

@@ -70,3 +70,13 @@ def test_layers_with_a_window_stay_as_they_are():
     config = Gemma2Config(num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2)
     kinds = [type(layer) for layer in reserved_cache(config).layers]
     assert kinds == [DynamicSlidingWindowLayer, ReservedLayer] * 2
+
+
+def test_keys_take_the_type_of_the_values():
+    """Rotary positions in float32 leave keys in it where the rest is in half of it."""
+    cache = reserved_cache(CONFIG)
+    for t, count in enumerate((5, 1)):
+        keys, values = states(2, count, seed=t)
+        kept, _ = cache.update(keys, values.bfloat16(), 0)
+        assert kept.dtype == torch.bfloat16
+        assert torch.equal(kept[:, :, -count:], keys.bfloat16())

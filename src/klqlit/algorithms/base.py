@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
-from klqlit.algorithms.divergence import Evaluated, check_step, gradient_norms
+from klqlit.algorithms.divergence import Evaluated, check_step, clip_gradients, gradient_norms
 from klqlit.algorithms.optimization import Optimization
 from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
@@ -28,6 +28,7 @@ from klqlit.metrics.stopwatch import Stopwatch
 from klqlit.models.critic import CriticFactory, SeparateCritic
 from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
+from klqlit.models.precision import casts_kept
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
@@ -103,6 +104,7 @@ class RLHFModule(L.LightningModule, ABC):
         self.phase_metrics: dict[str, float] = {}
         self.phase_scores = torch.zeros(0)
         self._evaluated: list[Evaluated] = []
+        self._gradient_norm = 0.0
         self._reference_side: dict[int, Scored] = {}
 
     @abstractmethod
@@ -158,7 +160,7 @@ class RLHFModule(L.LightningModule, ABC):
     def roll_out(self, prompts: Prompts) -> Rollout:
         """This rank's completions with log-probabilities, values and raw scores; the rewards are not shaped yet."""
         precision = self.trainer.precision_plugin.forward_context
-        with self.stopwatch("generation"), precision():
+        with self.stopwatch("generation"), precision(), casts_kept():
             sample, completions = self._complete(self.policy, prompts)
         with self.stopwatch("scoring"), precision():
             scores = self._scores(self.reward, completions)
@@ -257,9 +259,7 @@ class RLHFModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         total = self._total_steps() if self.optimization.needs_total_steps else None
-        # Lightning clips no gradients of a fused optimizer under mixed precision.
-        fused = "mixed" not in str(self.trainer.precision)
-        return self.optimization.build(self.policy, self.critic, total, fused=fused)
+        return self.optimization.build(self.policy, self.critic, total)
 
     def _total_steps(self) -> int:
         total = self.trainer.estimated_stepping_batches
@@ -310,6 +310,17 @@ class RLHFModule(L.LightningModule, ABC):
         check_step(evaluated, norms, self, step=step, strategy=strategy, tokenizer=self.tokenizer)
         for name, norm in norms.items():
             self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
+        self._gradient_norm = math.hypot(*norms.values())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The norm is known already, and Lightning's own refuses a fused optimizer under mixed precision.
+        if gradient_clip_val:
+            clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm, self._gradient_norm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

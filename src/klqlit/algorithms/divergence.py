@@ -63,6 +63,24 @@ def gradient_norms(optimizer: Optimizer) -> dict[str, float]:
     return norms
 
 
+def clip_gradients(optimizer: Optimizer, limit: float, algorithm: str | None, norm: float) -> None:
+    """Shrink the gradients in place: all by one factor, so that their norm is at most `limit`, or each on its own.
+
+    Args:
+        optimizer: whose gradients.
+        limit: largest norm, or largest absolute value.
+        algorithm: "value" bounds each number; "norm" and None the norm.
+        norm: of all gradients together, over all ranks.
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if algorithm == "value":
+        for gradient in gradients:
+            gradient.clamp_(-limit, limit)
+    elif norm > limit:
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
+
+
 def total_norm(gradients: list[Tensor]) -> float:
     """Their norm, over all shards."""
     norm = torch.nn.utils.get_total_norm(gradients)

@@ -62,21 +62,20 @@ class Optimization:
         """Whether the schedule depends on the length of the run."""
         return self.decay == "linear"
 
-    def build(self, policy: Policy, critic: Critic, total_steps: int | None, *, fused: bool) -> dict[str, Any]:
+    def build(self, policy: Policy, critic: Critic, total_steps: int | None) -> dict[str, Any]:
         """Optimizer and scheduler in the form that Lightning takes.
 
         Args:
             policy: its weights learn at `lr`, from step `critic_warmup_steps` on.
             critic: its weights, if it has any, learn at `critic_lr`.
             total_steps: optimizer steps of the run; needed for linear decay.
-            fused: one kernel for all weights: faster, the same numbers up to rounding.
         """
         groups: list[dict[str, Any]] = [{"params": list(policy.parameters()), "lr": self.lr, "name": "policy"}]
         schedules = [lambda step: self._factor(step, total_steps) * (step >= self.critic_warmup_steps)]
         if own := list(critic.parameters()):
             groups.append({"params": own, "lr": self.critic_lr, "name": "critic"})
             schedules.append(lambda step: self._factor(step, total_steps))
-        optimizer = AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+        optimizer = AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)
         scheduler = LambdaLR(optimizer, schedules)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -10,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from klqlit.algorithms.divergence import Divergence, broken_parts, first_trouble, total_norm
+from klqlit.algorithms.divergence import Divergence, broken_parts, clip_gradients, first_trouble, total_norm
 from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
@@ -60,6 +60,7 @@ class Finetuning(L.LightningModule, ABC):
         self._warmup_steps, self._decay = warmup_steps, decay
         self.training_metrics = Means()
         self._totals: list[Tensor] = []
+        self._gradient_norm = 0.0
 
     @property
     @abstractmethod
@@ -100,7 +101,8 @@ class Finetuning(L.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         totals, self._totals = self._totals, []
         numbers = [("the loss", float(total)) for total in totals]
-        numbers.append(("the gradient", total_norm([p.grad for p in self.parameters() if p.grad is not None])))
+        self._gradient_norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        numbers.append(("the gradient", self._gradient_norm))
         trouble = first_trouble(numbers)
         # On all ranks at once: one that stopped alone would leave the others waiting for it.
         if self.trainer.strategy.reduce_boolean_decision(trouble is not None, all=False):
@@ -114,10 +116,18 @@ class Finetuning(L.LightningModule, ABC):
         self.log_dict(self.training_metrics.compute(), prog_bar=True, batch_size=1)
         self.training_metrics.reset()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The norm is known already, and Lightning's own refuses a fused optimizer under mixed precision.
+        if gradient_clip_val:
+            clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm, self._gradient_norm)
+
     def configure_optimizers(self) -> Any:
-        # Lightning clips no gradients of a fused optimizer under mixed precision.
-        fused = "mixed" not in str(self.trainer.precision)
-        optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=fused)
+        optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=True)
         total = float(self.trainer.estimated_stepping_batches)
         if self._decay == "cosine" and math.isinf(total):
             raise ValueError("decay='cosine' needs an end: set trainer.max_epochs or trainer.max_steps")

@@ -26,6 +26,8 @@ class ReservedLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
+        # Rotary positions leave keys in float32 under autocast, which attention would cast anew at each token.
+        key_states = key_states.to(value_states.dtype)
         seen = self.get_seq_length()
         # Whatever else changes the cache, such as a choice of rows, leaves a tensor of its own.
         changed = self.keys is not self._newest

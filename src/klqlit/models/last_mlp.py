@@ -21,7 +21,7 @@ def last_mlp_before_tokens(trunk: nn.Module, aligned: AlignedRows) -> Iterator[N
     With prompts as long as responses that is a third of a block's work. Models of which it is not known to be safe are
     left as they are: with experts, with blocks that are computed again on the way back, or sharded.
     """
-    mlp = _last_mlp(trunk)
+    mlp = last_mlp(trunk)
     if mlp is None:
         yield
         return
@@ -44,7 +44,8 @@ def _scatter(output: Tensor, aligned: AlignedRows) -> Tensor:
     return whole.index_put((aligned.rows, aligned.columns), output)
 
 
-def _last_mlp(trunk: nn.Module) -> nn.Module | None:
+def last_mlp(trunk: nn.Module) -> nn.Module | None:
+    """The MLP of the trunk's last block; None where it must compute all positions."""
     if not isinstance(trunk, PreTrainedModel) or _computes_again(trunk):
         return None
     for child in trunk.children():

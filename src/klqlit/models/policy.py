@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, final
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -163,13 +164,15 @@ class LanguagePolicy(Policy):
         return PolicyOutput(logprobs=spread(logprobs, mask), features=spread(states, mask) if features else None)
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
-        output = self.model(
-            input_ids=tokens,
-            past_key_values=reserved_cache(self.model.config) if cache is None else cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **padding_inputs(self.model, mask, tokens.shape[1]),
-        )
+        # Each token finds another length, for which compiled blocks would be compiled anew.
+        with torch.compiler.set_stance("force_eager"):
+            output = self.model(
+                input_ids=tokens,
+                past_key_values=reserved_cache(self.model.config) if cache is None else cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **padding_inputs(self.model, mask, tokens.shape[1]),
+            )
         return output.logits[:, -1].float(), output.past_key_values
 
     def select(self, cache: Any, rows: Int[Tensor, " N"]) -> Any:

@@ -78,7 +78,7 @@ def measure(
     """
     with tracker:
         tracker.materialise(module, dtype)
-        optimizer = module.optimization.build(module.policy, module.critic, total_steps=1, fused=True)["optimizer"]
+        optimizer = module.optimization.build(module.policy, module.critic, total_steps=1)["optimizer"]
         _make_state(optimizer)
         update = _update(module, optimizer, sizes, tracker, precision)
         with torch.no_grad(), precision():

@@ -60,13 +60,15 @@ class RewardModel(Reward):
         self.requires_grad_(False)
         self.max_tokens = max_tokens or max_positions(self.model.config)
         self._pad = self.model.config.get_text_config().pad_token_id
+        self.model.config.get_text_config().use_cache = False  # nothing is decoded
         self.batch_size = batch_size
         self.append_eos = append_eos
 
     @torch.no_grad()
     def forward(self, completions: Completions) -> Float[Tensor, " B"]:
         texts = [p + c for p, c in zip(completions.prompts, completions.completions, strict=True)]
-        rows = [self._tokens(text, bool(ended)) for text, ended in zip(texts, completions.ended, strict=True)]
+        tokens = self.tokenizer(texts, verbose=False)["input_ids"]
+        rows = [self._closed(row, ended) for row, ended in zip(tokens, completions.ended.tolist(), strict=True)]
         # Similar lengths together: less padding to compute.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = torch.empty(len(rows), dtype=torch.float32, device=completions.sequences.tokens.device)
@@ -75,8 +77,7 @@ class RewardModel(Reward):
             scores[chosen] = self._score([rows[i] for i in chosen]).to(scores)
         return scores
 
-    def _tokens(self, text: str, ended: bool) -> list[int]:
-        tokens = self.tokenizer(text)["input_ids"]
+    def _closed(self, tokens: list[int], ended: bool) -> list[int]:
         eos = self.tokenizer.eos_token_id
         if self.append_eos and ended and (not tokens or tokens[-1] != eos):
             tokens = [*tokens, eos]

@@ -20,7 +20,7 @@ from klqlit.strategies.checkpoints import (
     save_sharded,
     split_like,
 )
-from klqlit.strategies.sharded_model import Layout, ShardedModel, in_step, transformers_in
+from klqlit.strategies.sharded_model import Layout, ShardedModel, in_step, set_aside, transformers_in
 
 
 @final
@@ -73,6 +73,15 @@ class FullySharded(ModelParallelStrategy):
         for loop in (*evaluations, trainer.predict_loop):
             loop.inference_mode = False
         super().setup(trainer)
+
+    def model_to_device(self) -> None:
+        assert self.model is not None
+        kept = [model.module for model in self._models if model.layout.offload]
+        with set_aside(self.model, kept):
+            super().model_to_device()
+        for module in kept:
+            for buffer in module.buffers():
+                buffer.data = buffer.data.to(self.root_device)
 
     def shard(self, models: Iterable[nn.Module]) -> None:
         """Split each of the models; what has no parameters is left alone."""

@@ -1,6 +1,6 @@
 """One model split over ranks with torch's `fully_shard`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+
+from klqlit.models.blocks import transformer_blocks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -137,6 +139,22 @@ def in_step(models: Sequence[ShardedModel], device: torch.device) -> Iterator[No
         model.reshard()
 
 
+@contextmanager
+def set_aside(module: nn.Module, parts: Collection[nn.Module]) -> Iterator[None]:
+    """Within, `module` is without the given parts of it, wherever they stand."""
+    places = [
+        (parent, name) for parent in module.modules() for name, child in parent.named_children() if child in parts
+    ]
+    taken = [parent.get_submodule(name) for parent, name in places]
+    for parent, name in places:
+        setattr(parent, name, None)
+    try:
+        yield
+    finally:
+        for (parent, name), part in zip(places, taken, strict=True):
+            setattr(parent, name, part)
+
+
 def transformers_in(module: nn.Module) -> list[PreTrainedModel]:
     """The outermost transformers models in a module."""
     if isinstance(module, PreTrainedModel):
@@ -153,7 +171,7 @@ def _split(module: nn.Module, layout: Layout) -> None:
     if layout.stored_dtype is not None:
         for parameter in module.parameters():  # and no buffer: rotary frequencies need their precision
             parameter.data = parameter.data.to(layout.stored_dtype)
-    blocks = _blocks(module)
+    blocks = transformer_blocks(module)
     if layout.activation_checkpointing:
         apply_activation_checkpointing(module, check_fn=blocks.__contains__)
         blocks = [wrapper for wrapper in module.modules() if isinstance(wrapper, CheckpointWrapper)]
@@ -162,17 +180,6 @@ def _split(module: nn.Module, layout: Layout) -> None:
     offload = CPUOffloadPolicy(pin_memory=pin) if layout.offload else OffloadPolicy()
     for part in (*blocks, module):
         fully_shard(part, mesh=layout.mesh, mp_policy=precision, offload_policy=offload)
-
-
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    """Transformer blocks: what transformers says must stay on one device."""
-    names = {
-        name
-        for model in module.modules()
-        if isinstance(model, PreTrainedModel)
-        for name in model._no_split_modules or ()
-    }
-    return [block for block in module.modules() if type(block).__name__ in names]
 
 
 def _watch(trunk: nn.Module, blocks: list[FSDPModule], announce: Callable[[], object], hooks: ExitStack) -> None:

@@ -1,0 +1,48 @@
+"""Transformer blocks compiled with `torch.compile`."""
+
+from typing import final
+
+import lightning as L
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from klqlit.models.blocks import transformer_blocks
+from klqlit.models.last_mlp import last_mlp
+from klqlit.strategies.fully_sharded import FullySharded
+from klqlit.strategies.sharded_model import transformers_in
+
+RECOMPILATIONS = 64
+"""Of a block: for training or not, each kind of weights, one row or several."""
+
+
+@final
+class CompiledBlocks(L.Callback):
+    """Compiles the blocks of all models for scoring and training: what stands between products becomes one kernel.
+
+    A block is compiled, not a whole model, so that it takes a minute however many there are. The MLP of the last block,
+    which is computed before response tokens only, stays as it is, and so does decoding, where each token finds another
+    length. Numbers change by rounding, so that log-probabilities of sampling and of the update differ by that much.
+
+    Raises:
+        ValueError: under `FullySharded`, whose blocks gather their weights as they go.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FullySharded):
+            raise ValueError("CompiledBlocks does not work under FullySharded: leave one of the two out")
+        # One kernel for all sizes, and none left out because there were many before it: numbers must not depend on
+        # what this process has seen, or a run that is continued would differ from one that was not stopped.
+        torch._dynamo.config.recompile_limit = RECOMPILATIONS
+        for model in transformers_in(pl_module):
+            for part in _compiled_parts(model):
+                part.compile(dynamic=True)
+
+
+def _compiled_parts(model: PreTrainedModel) -> list[nn.Module]:
+    blocks = transformer_blocks(model)
+    mlp = last_mlp(model.base_model)
+    if mlp is None:
+        return blocks
+    # That MLP reads other states each time, which what surrounds it must not be compiled for.
+    return [*blocks[:-1], *(part for part in blocks[-1].children() if part is not mlp and list(part.children()))]

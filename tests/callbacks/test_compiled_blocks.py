@@ -1,0 +1,89 @@
+"""Compiled blocks give the numbers of plain ones, up to rounding."""
+
+import shutil
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch._dynamo.utils import counters
+from transformers import PreTrainedModel
+
+from klqlit.algorithms.klq import KLQ
+from klqlit.callbacks.compiled_blocks import CompiledBlocks
+from klqlit.models.blocks import transformer_blocks
+from klqlit.strategies.fully_sharded import FullySharded
+from runs import Watch, make_data, make_module, make_trainer
+
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+
+
+def fit(path, root, *callbacks):
+    watch, module = Watch(), make_module(path, KLQ)
+    make_trainer(root, watch, *callbacks, max_epochs=1).fit(module, make_data())
+    return watch
+
+
+@compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+def test_gradients_are_those_of_plain_blocks(architecture, model_dir, tmp_path):
+    path = model_dir(architecture)
+    plain = fit(path, tmp_path)
+    before = counters["stats"]["unique_graphs"]
+    compiled = fit(path, tmp_path, CompiledBlocks())
+    assert counters["stats"]["unique_graphs"] > before
+    # Sampling is as it was, bit for bit.
+    assert torch.equal(compiled.batches[0].experience.sequences.tokens, plain.batches[0].experience.sequences.tokens)
+    assert torch.equal(compiled.batches[0].experience.logprobs, plain.batches[0].experience.logprobs)
+    for name, gradient in plain.gradients[0].items():
+        torch.testing.assert_close(compiled.gradients[0][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+class Compiled(Exception):
+    """Something asked for a compilation."""
+
+
+def marked(part):
+    """`part` with a compilation that fails, so that it is known when one is asked for."""
+
+    def refuse(*args):
+        raise Compiled
+
+    part.compile(backend=refuse)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2", "qwen2"])
+def test_decoding_compiles_nothing(architecture, model_dir):
+    policy = make_module(model_dir(architecture)).policy
+    for block in transformer_blocks(policy.model):
+        marked(block)
+    tokens = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    _, cache = policy.decode(tokens, mask, None)
+    policy.decode(tokens[:, :1], torch.ones(2, 4, dtype=torch.bool), cache)
+    with pytest.raises(Exception, match="Compiled"):
+        policy.model(input_ids=tokens, use_cache=False)
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "gpt2", "qwen2"])
+def test_all_is_compiled_but_what_the_last_mlp_needs(architecture, model_dir, tmp_path, monkeypatch):
+    module, parts = make_module(model_dir(architecture)), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **options: parts.append((part, options)))
+    trainer = make_trainer(tmp_path)
+    assert isinstance(trainer.strategy, SingleDeviceStrategy)
+    CompiledBlocks().setup(trainer, module, "fit")
+    models = [m for m in module.modules() if isinstance(m, PreTrainedModel) and transformer_blocks(m)]
+    # Policy, critic and reference: a first block and the last one's attention, of two blocks.
+    trunks = {id(m.base_model) for m in models}
+    assert len(trunks) == 3
+    assert len(parts) == 6
+    assert all(options == {"dynamic": True} for _, options in parts)
+    names = [type(part).__name__ for part, _ in parts]
+    assert sum(name.endswith(("Layer", "Block")) for name in names) == 3
+    assert sum("Attention" in name for name in names) == 3
+
+
+def test_sharded_blocks_are_refused(quitter_dir, tmp_path):
+    trainer = make_trainer(tmp_path, strategy=FullySharded())
+    with pytest.raises(ValueError, match="CompiledBlocks does not work under FullySharded"):
+        CompiledBlocks().setup(trainer, make_module(quitter_dir), "fit")
