@@ -142,17 +142,15 @@ def in_step(models: Sequence[ShardedModel], device: torch.device) -> Iterator[No
 @contextmanager
 def set_aside(module: nn.Module, parts: Collection[nn.Module]) -> Iterator[None]:
     """Within, `module` is without the given parts of it, wherever they stand."""
-    places = [
-        (parent, name) for parent in module.modules() for name, child in parent.named_children() if child in parts
-    ]
+    places = [(parent, name) for parent in module.modules() for name, part in parent.named_children() if part in parts]
     taken = [parent.get_submodule(name) for parent, name in places]
     for parent, name in places:
-        setattr(parent, name, None)
+        parent.register_module(name, None)
     try:
         yield
     finally:
         for (parent, name), part in zip(places, taken, strict=True):
-            setattr(parent, name, part)
+            parent.register_module(name, part)
 
 
 def transformers_in(module: nn.Module) -> list[PreTrainedModel]:
