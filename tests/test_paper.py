@@ -31,7 +31,7 @@ def test_everything_runs_and_is_kept(tmp_path) -> None:
     assert (tmp_path / "mini_hh" / "judged" / "tau0.2-seed1" / "judged.json").is_file()
     assert "mini_hh" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     table = (tmp_path / "tables.md").read_text(encoding="utf-8")
-    assert "| 0.2 | 0.0001, 0.0001 |" in table
+    assert "Learning rate 0.0001 (KLQ) and 0.0001 (PPO)." in table
 
     again = compare(tmp_path, "--taus", "0.2")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -44,6 +44,9 @@ def test_everything_runs_and_is_kept(tmp_path) -> None:
     whole = subprocess.run(command, capture_output=True, text=True)
     assert whole.returncode == 1
     assert "holds runs of another budget" in whole.stderr
+
+
+RATES = {"klq": 1e-4, "ppo": 2e-4}
 
 
 def measured(objective, kl):
@@ -65,21 +68,22 @@ def test_the_table_states_means_and_paired_differences(paper) -> None:
         },
         "judged": [judged([1.0, 1.0], 0.4), judged([1.0, 0.0])],
     }
-    head, rule, line, *_ = paper.as_markdown([row], seeds=3).splitlines()
+    head, rule, line, *_, note = paper.as_markdown([row], RATES, seeds=3).splitlines()
     assert head.count("|") == rule.count("|") == line.count("|")
     # Two values d apart have the half-width 12.706 d / 2, since t(0.975, 1) is 12.706; a constant has none. The four
     # verdicts deviate by 1/4, 1/4, 1/4 and -3/4: by seeds (1/4 + 1/4) 2 / 16 = 1/16, and prompts add
     # (2 (1/4 + 1/4) - 3/4) / 16 = 1/64, so that the half-width is 12.706 times the root of 5/64.
     assert line == (
-        "| 0.5 | 0.0001, 0.0002 | 2.00 ± 12.71 | 1.00 ± 12.71 | +1.00 ± 0.00 | 2.00 ± 0.00 | 2.00 ± 12.71 "
+        "| 0.5 | 2.00 ± 12.71 | 1.00 ± 12.71 | +1.00 ± 0.00 | 2.00 ± 0.00 | 2.00 ± 12.71 "
         "| 75.0% ± 355.1% | 40.0% | 2, 1 of KLQ diverged |"
     )
+    assert "Learning rate 0.0001 (KLQ) and 0.0002 (PPO)." in note
 
 
 def test_a_tau_whose_runs_all_diverged_has_no_numbers(paper) -> None:
     nothing = {"klq": [], "ppo": []}
     row = {"tau": 0.1, "lr": {"klq": 1, "ppo": 1}, "diverged": {"klq": 2, "ppo": 0}, "measured": nothing, "judged": []}
-    assert paper.as_markdown([row], seeds=2).splitlines()[2].count("no run") == 7
+    assert paper.as_markdown([row], RATES, seeds=2).splitlines()[2].count("no run") == 7
 
 
 def run(paper, lr):
@@ -105,6 +109,22 @@ def test_the_best_rate_is_that_of_the_highest_objective_among_runs_that_ended(pa
     assert paper.best_rate(tmp_path, [slow, good, fast]) == 1e-4
     with pytest.raises(SystemExit, match="every learning rate diverged"):
         paper.best_rate(tmp_path, [fast])
+
+
+def test_each_algorithm_is_tuned_at_the_middle_tau_alone(paper, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["paper.py", "--taus", "0.8", "0.1", "0.2", "--out", str(tmp_path)])
+    trained = []
+
+    def train_all(plan, folder, runs):
+        trained.extend(runs)
+        for run in runs:
+            finish(folder, run, {1e-4: 1.0, 2e-4: 3.0, 4e-4: 2.0}[run.lr] * (1 if run.algorithm == "klq" else -1))
+
+    monkeypatch.setattr(paper, "train_all", train_all)
+    assert paper.tune(paper.planned(), tmp_path) == {"klq": 2e-4, "ppo": 1e-4}
+    assert {(run.tau, run.seed) for run in trained} == {(0.2, paper.TUNING_SEED)}
+    assert len(trained) == 6
+    assert all((tmp_path / run.folder / "label.json").is_file() for run in trained)
 
 
 def test_runs_are_bounded_by_memory(paper, monkeypatch) -> None:
