@@ -2,8 +2,19 @@
 
 import torch
 from torch import nn
+from torchmetrics import ExplainedVariance
 
 from klqlit.strategies.sharded_model import set_aside
+
+
+def test_metrics_are_moved_with_the_rest() -> None:
+    """A metric that is compared with a module gives another metric, which counts as true."""
+    part = nn.Linear(2, 2)
+    module = nn.ModuleDict({"part": part, "metric": ExplainedVariance()})
+    with set_aside(module, [part]):
+        module.to("meta")
+    assert module["metric"].device == torch.device("meta")
+    assert part.weight.device == torch.device("cpu")
 
 
 def test_what_is_set_aside_is_not_moved_and_comes_back() -> None:

@@ -53,12 +53,7 @@ class FullySharded(ModelParallelStrategy):
         frozen_dtype: Literal["float32", "bfloat16"] | None = None,
         save_distributed_checkpoint: bool = True,
     ) -> None:
-        super().__init__(
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=save_distributed_checkpoint,
-            # Ranks exchange slices that lie in main memory too.
-            process_group_backend="cpu:gloo,cuda:nccl" if torch.cuda.is_available() else None,
-        )
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint)
         self.reshard_after_forward = reshard_after_forward
         self.unshard_for_rollouts = unshard_for_rollouts
         self.activation_checkpointing = activation_checkpointing

@@ -142,7 +142,11 @@ def in_step(models: Sequence[ShardedModel], device: torch.device) -> Iterator[No
 @contextmanager
 def set_aside(module: nn.Module, parts: Collection[nn.Module]) -> Iterator[None]:
     """Within, `module` is without the given parts of it, wherever they stand."""
-    places = [(parent, name) for parent in module.modules() for name, part in parent.named_children() if part in parts]
+    # By identity: a metric claims to be equal to everything.
+    chosen = {id(part) for part in parts}
+    places = [
+        (parent, name) for parent in module.modules() for name, part in parent.named_children() if id(part) in chosen
+    ]
     taken = [parent.get_submodule(name) for parent, name in places]
     for parent, name in places:
         parent.register_module(name, None)
