@@ -28,7 +28,6 @@ from klqlit.metrics.stopwatch import Stopwatch
 from klqlit.models.critic import CriticFactory, SeparateCritic
 from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
-from klqlit.models.precision import casts_kept
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
@@ -160,7 +159,7 @@ class RLHFModule(L.LightningModule, ABC):
     def roll_out(self, prompts: Prompts) -> Rollout:
         """This rank's completions with log-probabilities, values and raw scores; the rewards are not shaped yet."""
         precision = self.trainer.precision_plugin.forward_context
-        with self.stopwatch("generation"), precision(), casts_kept():
+        with self.stopwatch("generation"), precision():
             sample, completions = self._complete(self.policy, prompts)
         with self.stopwatch("scoring"), precision():
             scores = self._scores(self.reward, completions)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from klqlit.algorithms.base import RLHFModule
 from klqlit.functional import masked_sum
+from klqlit.models.precision import casts_kept
 from klqlit.planning.tracker import Tracker
 from klqlit.rewards.base import Reward
 from klqlit.rewards.model import RewardModel
@@ -81,8 +82,10 @@ def measure(
         optimizer = module.optimization.build(module.policy, module.critic, total_steps=1)["optimizer"]
         _make_state(optimizer)
         update = _update(module, optimizer, sizes, tracker, precision)
+        with torch.no_grad(), precision(), casts_kept():
+            sampling = _sample(module, sizes, tracker)
         with torch.no_grad(), precision():
-            return [_sample(module, sizes, tracker), _score(module, sizes, tracker), update]
+            return [sampling, _score(module, sizes, tracker), update]
 
 
 def _make_state(optimizer: Optimizer) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
 
 from klqlit.models.policy import Policy
+from klqlit.models.precision import casts_kept
 from klqlit.rollout.drawing import Drawn, draw_next, uniform_streams
 from klqlit.types import Prompts, Sample
 
@@ -72,7 +73,8 @@ class Sampler:
     def sample(self, policy: Policy, prompts: Prompts) -> Sample:
         """One response for each prompt."""
         size = self.batch_size or len(prompts)
-        parts = [self._sample_rows(policy, prompts, slice(i, i + size)) for i in range(0, len(prompts), size)]
+        with casts_kept():
+            parts = [self._sample_rows(policy, prompts, slice(i, i + size)) for i in range(0, len(prompts), size)]
         return Sample(
             tokens=torch.cat([part.tokens for part in parts]),
             mask=torch.cat([part.mask for part in parts]),
