@@ -1,6 +1,6 @@
 """One GPU on the TL;DR workload of arXiv 2508.17000 at the shape of Pythia-1B: speed, and its distance from the limit.
 
-    python benchmarks/gpu.py [--updates 3] [--accumulate 4] [--profile runs/gpu/trace.json] [--out runs/gpu]
+    python benchmarks/gpu.py [--compile] [--accumulate 2] [--profile runs/gpu/trace.json] [--out runs/gpu]
 
 Random weights serve: policy and critic in single precision under bf16-mixed, reference and reward model of the same
 shape. Every response has its full length. Reports episodes per second, model-FLOPs utilisation (multiplications that

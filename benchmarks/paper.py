@@ -60,6 +60,11 @@ class Plan:
     out: Path
     quick: bool
 
+    @property
+    def tuning_tau(self) -> float:
+        """The middle one, at which learning rates are chosen."""
+        return sorted(self.taus)[len(self.taus) // 2]
+
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class Run:
@@ -87,7 +92,8 @@ def main() -> None:
 
 def keep_to(plan: Plan) -> None:
     """Refuse a folder whose runs had another budget: they would be taken for finished ones of this plan."""
-    budget, file = {"options": plan.options, "grid": plan.grid, "quick": plan.quick}, plan.out / "budget.json"
+    budget = {"options": plan.options, "grid": plan.grid, "tuned at tau": plan.tuning_tau, "quick": plan.quick}
+    file = plan.out / "budget.json"
     if not file.is_file():
         plan.out.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(budget, indent=1) + "\n", encoding="utf-8")
@@ -115,10 +121,9 @@ def compare(plan: Plan, task: str) -> str:
 
 def tune(plan: Plan, folder: Path) -> dict[str, float]:
     """The learning rate of each algorithm, by its J at the middle tau."""
-    tau = sorted(plan.taus)[len(plan.taus) // 2]
     trials = {
-        algorithm: [Run(algorithm=algorithm, tau=tau, seed=TUNING_SEED, lr=lr) for lr in plan.grid[algorithm]]
-        for algorithm in ALGORITHMS
+        name: [Run(algorithm=name, tau=plan.tuning_tau, seed=TUNING_SEED, lr=lr) for lr in plan.grid[name]]
+        for name in ALGORITHMS
     }
     # Where there is one rate, there is nothing to choose.
     every = [run for runs in trials.values() if len(runs) > 1 for run in runs]
@@ -237,8 +242,9 @@ def as_markdown(results: list[dict[str, Any]], rates: dict[str, float], seeds: i
     chosen = " and ".join(f"{rate:g} ({name.upper()})" for name, rate in rates.items())
     note = (
         f"Mean and 95 % interval over {seeds} seeds (less those of which a run diverged), held-out prompts. Learning "
-        f"rate {chosen}. Wins are of KLQ's completions over PPO's by the gold score, ties half; their interval counts "
-        "seeds and prompts as drawn, all others are Student's t over seeds."
+        f"rate {chosen}, chosen with another seed on the same prompts at the middle τ. Wins are of KLQ's completions "
+        "over PPO's by the gold score, ties half; their interval counts seeds and prompts as drawn, all others are "
+        "Student's t over seeds."
     )
     return "\n".join([*lines, "", note, ""])
 

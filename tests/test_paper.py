@@ -31,7 +31,7 @@ def test_everything_runs_and_is_kept(tmp_path) -> None:
     assert (tmp_path / "mini_hh" / "judged" / "tau0.2-seed1" / "judged.json").is_file()
     assert "mini_hh" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     table = (tmp_path / "tables.md").read_text(encoding="utf-8")
-    assert "Learning rate 0.0001 (KLQ) and 0.0001 (PPO)." in table
+    assert "Learning rate 0.0001 (KLQ) and 0.0001 (PPO), chosen" in table
 
     again = compare(tmp_path, "--taus", "0.2")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -77,7 +77,7 @@ def test_the_table_states_means_and_paired_differences(paper) -> None:
         "| 0.5 | 2.00 ± 12.71 | 1.00 ± 12.71 | +1.00 ± 0.00 | 2.00 ± 0.00 | 2.00 ± 12.71 "
         "| 75.0% ± 355.1% | 40.0% | 2, 1 of KLQ diverged |"
     )
-    assert "Learning rate 0.0001 (KLQ) and 0.0002 (PPO)." in note
+    assert "Learning rate 0.0001 (KLQ) and 0.0002 (PPO), chosen" in note
 
 
 def test_a_tau_whose_runs_all_diverged_has_no_numbers(paper) -> None:

@@ -34,4 +34,6 @@ def test_afterwards_weights_are_cast_anew():
             before = linear(x)
         linear.weight.mul_(2)
         assert torch.equal(linear(x), 2 * before)
+        with casts_kept():
+            assert torch.equal(linear(x), 2 * before)
     assert torch.is_autocast_cache_enabled()

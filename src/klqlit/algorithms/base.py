@@ -103,7 +103,7 @@ class RLHFModule(L.LightningModule, ABC):
         self.phase_metrics: dict[str, float] = {}
         self.phase_scores = torch.zeros(0)
         self._evaluated: list[Evaluated] = []
-        self._gradient_norm = 0.0
+        self._gradient_norm = math.nan
         self._reference_side: dict[int, Scored] = {}
 
     @abstractmethod
@@ -314,11 +314,11 @@ class RLHFModule(L.LightningModule, ABC):
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
+        gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # The norm is known already, and Lightning's own refuses a fused optimizer under mixed precision.
-        if gradient_clip_val:
+        if gradient_clip_val is not None and gradient_clip_val > 0:
             clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm, self._gradient_norm)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

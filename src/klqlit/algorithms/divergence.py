@@ -63,7 +63,7 @@ def gradient_norms(optimizer: Optimizer) -> dict[str, float]:
     return norms
 
 
-def clip_gradients(optimizer: Optimizer, limit: float, algorithm: str | None, norm: float) -> None:
+def clip_gradients(optimizer: Optimizer, limit: int | float, algorithm: str | None, norm: float) -> None:
     """Shrink the gradients in place: all by one factor, so that their norm is at most `limit`, or each on its own.
 
     Args:
@@ -76,7 +76,7 @@ def clip_gradients(optimizer: Optimizer, limit: float, algorithm: str | None, no
     if algorithm == "value":
         for gradient in gradients:
             gradient.clamp_(-limit, limit)
-    elif norm > limit:
+    elif not norm <= limit:
         for gradient in gradients:
             gradient.mul_(limit / norm)
 

@@ -13,7 +13,7 @@ from klqlit.strategies.fully_sharded import FullySharded
 from klqlit.strategies.sharded_model import transformers_in
 
 RECOMPILATIONS = 64
-"""Of a block: for training or not, each kind of weights, one row or several."""
+"""Of all parts together: for training or not, each type of weights, one row or several, with a mask or without."""
 
 
 @final
@@ -31,9 +31,11 @@ class CompiledBlocks(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FullySharded):
             raise ValueError("CompiledBlocks does not work under FullySharded: leave one of the two out")
-        # One kernel for all sizes, and none left out because there were many before it: numbers must not depend on
+        # One kernel for all sizes, and none left out because there were many before it: numbers should not depend on
         # what this process has seen, or a run that is continued would differ from one that was not stopped.
         torch._dynamo.config.recompile_limit = RECOMPILATIONS
+        # Under DDP a block would be cut in pieces so that gradients can be sent earlier: blocks are small enough.
+        torch._dynamo.config.optimize_ddp = False
         for model in transformers_in(pl_module):
             for part in _compiled_parts(model):
                 part.compile(dynamic=True)

@@ -60,7 +60,7 @@ class Finetuning(L.LightningModule, ABC):
         self._warmup_steps, self._decay = warmup_steps, decay
         self.training_metrics = Means()
         self._totals: list[Tensor] = []
-        self._gradient_norm = 0.0
+        self._gradient_norm = math.nan
 
     @property
     @abstractmethod
@@ -119,15 +119,17 @@ class Finetuning(L.LightningModule, ABC):
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
+        gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # The norm is known already, and Lightning's own refuses a fused optimizer under mixed precision.
-        if gradient_clip_val:
+        if gradient_clip_val is not None and gradient_clip_val > 0:
             clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm, self._gradient_norm)
 
     def configure_optimizers(self) -> Any:
-        optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=True)
+        # A fused optimizer takes gradients as 16-mixed scales them, which a norm must not see.
+        fused = str(self.trainer.precision) != "16-mixed"
+        optimizer = AdamW(self.parameters(), lr=self._lr, weight_decay=self._weight_decay, fused=fused)
         total = float(self.trainer.estimated_stepping_batches)
         if self._decay == "cosine" and math.isinf(total):
             raise ValueError("decay='cosine' needs an end: set trainer.max_epochs or trainer.max_steps")

@@ -60,7 +60,7 @@ class Plan:
 
     def total(self, stage: Stage) -> float | int:
         """Peak of a stage."""
-        own = stage.gradients + stage.cache + stage.activations + stage.scratch
+        own = stage.gradients + stage.casts + stage.cache + stage.activations + stage.scratch
         return (1 + self.gaps) * (self.states.total + self.exchange[stage.name] + own) + self.libraries
 
     @property

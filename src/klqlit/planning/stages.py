@@ -49,6 +49,7 @@ class Stage:
     Attributes:
         name: of the stage.
         gradients: of the weights that learn.
+        casts: weights in the precision they are computed with, where that is another.
         cache: keys and values.
         activations: what the forward pass keeps for the backward pass.
         scratch: logits, and whatever else stands there.
@@ -56,6 +57,7 @@ class Stage:
 
     name: str
     gradients: float | int = 0
+    casts: float | int = 0
     cache: float | int = 0
     activations: float | int = 0
     scratch: float | int = 0
@@ -139,14 +141,15 @@ def _sample(module: RLHFModule, sizes: Sizes, tracker: Tracker) -> Stage:
     draw_next(logits, uniforms, **draw)
     peak = tracker.peak
     del logits, cache
+    casts = tracker.now - before
     tokens, mask = _rows(sizes.sampled, sizes.prompt + sizes.response - 1)
     _, cache = policy.decode(tokens, mask, None)
-    size = tracker.now - before
+    size = tracker.now - before - casts
     tracker.restart()
     logits, cache = policy.decode(tokens[:, :1], torch.cat([mask, mask[:, :1]], dim=1), cache)
     draw_next(logits, uniforms, **draw)
     tracker.peak = max(tracker.peak, peak)
-    return _stage("sampling", tracker, before, cache=size)
+    return _stage("sampling", tracker, before, casts=casts, cache=size)
 
 
 def _score(module: RLHFModule, sizes: Sizes, tracker: Tracker) -> Stage:
@@ -174,13 +177,15 @@ def _settled(tracker: Tracker) -> int:
     return tracker.restart()
 
 
-def _stage(name: str, tracker: Tracker, before: int, *, cache: int = 0, activations: int = 0) -> Stage:
+def _stage(name: str, tracker: Tracker, before: int, **parts: int) -> Stage:
+    """A stage with those of its parts that are known by name; what remains is scratch."""
     gradients = tracker.gradients_at_peak
     rest = tracker.peak - before - gradients
-    cache, activations = min(cache, rest), min(activations, rest)
-    return Stage(
-        name=name, gradients=gradients, cache=cache, activations=activations, scratch=rest - cache - activations
-    )
+    known = {}
+    for part, size in parts.items():
+        known[part] = min(size, rest)
+        rest -= known[part]
+    return Stage(name=name, gradients=gradients, scratch=rest, **known)
 
 
 def _rows(rows: int, length: int) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def as_table(found: Planned) -> Table:
     if any(plan.exchange.values()):
         name = "gathered weights" if found.sharding == "fsdp" else "gradient buckets"
         table.add_row(name, *[size(plan.exchange[stage.name]) for stage in plan.stages])
-    for name in ("gradients", "KV cache", "activations", "logits, scratch"):
+    for name in ("gradients", "weights in 16 bits", "KV cache", "activations", "logits, scratch"):
         if any(part(stage, name) for stage in plan.stages):
             table.add_row(name, *[size(part(stage, name)) for stage in plan.stages])
     if plan.gaps:
@@ -57,6 +57,7 @@ def part(stage: Stage, name: str) -> float | int:
     """A part of a stage by its row's name."""
     return {
         "gradients": stage.gradients,
+        "weights in 16 bits": stage.casts,
         "KV cache": stage.cache,
         "activations": stage.activations,
         "logits, scratch": stage.scratch,

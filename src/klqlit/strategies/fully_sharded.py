@@ -81,7 +81,7 @@ class FullySharded(ModelParallelStrategy):
             super().model_to_device()
         for module in kept:
             for buffer in module.buffers():
-                buffer.data = buffer.data.to(self.root_device)
+                torch.utils.swap_tensors(buffer, buffer.to(self.root_device))
 
     def shard(self, models: Iterable[nn.Module]) -> None:
         """Split each of the models; what has no parameters is left alone."""
