@@ -85,7 +85,7 @@ def test_linear_decay_needs_an_end(fit):
 def test_every_weight_is_in_one_group(quitter_dir):
     for critic in (SharedCritic, None):
         module = make_module(quitter_dir, **({} if critic is None else {"critic": critic}))
-        optimizer = module.optimization.build(module.policy, module.critic, None, fused=True)["optimizer"]
+        optimizer = module.optimization.build(module.policy, module.critic, None)["optimizer"]
         listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
         assert len(listed) == len(set(listed))
         assert set(listed) == {id(p) for p in module.parameters() if p.requires_grad}
@@ -93,7 +93,7 @@ def test_every_weight_is_in_one_group(quitter_dir):
 
 def test_a_critic_without_weights_needs_no_group(quitter_dir):
     module = make_module(quitter_dir, critic=NoCritic)
-    optimizer = module.optimization.build(module.policy, module.critic, None, fused=True)["optimizer"]
+    optimizer = module.optimization.build(module.policy, module.critic, None)["optimizer"]
     assert [group["name"] for group in optimizer.param_groups] == ["policy"]
 
 
