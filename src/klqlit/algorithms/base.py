@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
-from klqlit.algorithms.divergence import Evaluated, check_step, clip_gradients, gradient_norms
+from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
 from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
@@ -43,7 +42,7 @@ FROZEN = ("reference.", "reward.", "gold.")
 """Parts of the module that are rebuilt from their own paths and never stand in a checkpoint."""
 
 
-class RLHFModule(L.LightningModule, ABC):
+class RLHFModule(ClipsByKnownNorm, ABC):
     """Online RLHF with a token-level critic. A new objective is a final class with `targets` and `loss`.
 
     Args:
@@ -103,7 +102,6 @@ class RLHFModule(L.LightningModule, ABC):
         self.phase_metrics: dict[str, float] = {}
         self.phase_scores = torch.zeros(0)
         self._evaluated: list[Evaluated] = []
-        self._gradient_norm = math.nan
         self._reference_side: dict[int, Scored] = {}
 
     @abstractmethod
@@ -309,17 +307,7 @@ class RLHFModule(L.LightningModule, ABC):
         check_step(evaluated, norms, self, step=step, strategy=strategy, tokenizer=self.tokenizer)
         for name, norm in norms.items():
             self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
-        self._gradient_norm = math.hypot(*norms.values())
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        # The norm is known already, and Lightning's own refuses a fused optimizer under mixed precision.
-        if gradient_clip_val is not None and gradient_clip_val > 0:
-            clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm, self._gradient_norm)
+        self.gradient_norm = math.hypot(*norms.values())
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)

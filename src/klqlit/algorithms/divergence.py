@@ -1,9 +1,11 @@
 """Stopping where a loss or a gradient is not finite: on all ranks at once, with a description of the batch at fault."""
 
 import math
+from abc import ABC
 from dataclasses import dataclass
 from typing import Any, final
 
+import lightning as L
 import torch
 from jaxtyping import Float
 from lightning.pytorch.strategies import Strategy
@@ -79,6 +81,26 @@ def clip_gradients(optimizer: Optimizer, limit: int | float, algorithm: str | No
     elif not norm <= limit:
         for gradient in gradients:
             gradient.mul_(limit / norm)
+
+
+class ClipsByKnownNorm(L.LightningModule, ABC):
+    """A module that takes the norm of its gradients before each step anyway, and clips by it.
+
+    Attributes:
+        gradient_norm: of all gradients together, over all ranks; to be set in `on_before_optimizer_step`.
+    """
+
+    gradient_norm: float = math.nan
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # The norm is known already, and Lightning's own refuses a fused optimizer under mixed precision.
+        if gradient_clip_val is not None and gradient_clip_val > 0:
+            clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm, self.gradient_norm)
 
 
 def total_norm(gradients: list[Tensor]) -> float:

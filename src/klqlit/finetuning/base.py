@@ -4,13 +4,12 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
-import lightning as L
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from klqlit.algorithms.divergence import Divergence, broken_parts, clip_gradients, first_trouble, total_norm
+from klqlit.algorithms.divergence import ClipsByKnownNorm, Divergence, broken_parts, first_trouble, total_norm
 from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_not_negative, check_positive
@@ -22,7 +21,7 @@ from klqlit.strategies.fully_sharded import shard_models
 from klqlit.version import __version__
 
 
-class Finetuning(L.LightningModule, ABC):
+class Finetuning(ClipsByKnownNorm, ABC):
     """A Hugging Face model trained by AdamW on a loss that is a mean over an optimizer step.
 
     Args:
@@ -60,7 +59,6 @@ class Finetuning(L.LightningModule, ABC):
         self._warmup_steps, self._decay = warmup_steps, decay
         self.training_metrics = Means()
         self._totals: list[Tensor] = []
-        self._gradient_norm = math.nan
 
     @property
     @abstractmethod
@@ -101,8 +99,8 @@ class Finetuning(L.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         totals, self._totals = self._totals, []
         numbers = [("the loss", float(total)) for total in totals]
-        self._gradient_norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        numbers.append(("the gradient", self._gradient_norm))
+        self.gradient_norm = total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        numbers.append(("the gradient", self.gradient_norm))
         trouble = first_trouble(numbers)
         # On all ranks at once: one that stopped alone would leave the others waiting for it.
         if self.trainer.strategy.reduce_boolean_decision(trouble is not None, all=False):
@@ -115,16 +113,6 @@ class Finetuning(L.LightningModule, ABC):
         # Of all that the step saw: its micro-batches and ranks hold different numbers of tokens.
         self.log_dict(self.training_metrics.compute(), prog_bar=True, batch_size=1)
         self.training_metrics.reset()
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        # The norm is known already, and Lightning's own refuses a fused optimizer under mixed precision.
-        if gradient_clip_val is not None and gradient_clip_val > 0:
-            clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm, self._gradient_norm)
 
     def configure_optimizers(self) -> Any:
         # A fused optimizer takes gradients as 16-mixed scales them, which a norm must not see.
