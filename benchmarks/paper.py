@@ -116,7 +116,7 @@ def compare(plan: Plan, task: str) -> str:
     train_all(plan, folder, runs)
     results = [gather(plan, folder, [run for run in runs if run.tau == tau], tau) for tau in plan.taus]
     (folder / "paper.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return as_markdown(results, rates, len(plan.seeds))
+    return as_markdown(results, len(plan.seeds))
 
 
 def tune(plan: Plan, folder: Path) -> dict[str, float]:
@@ -212,7 +212,7 @@ def klqlit(command: str, *arguments: Any) -> None:
         sys.exit(f"{' '.join(whole)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def as_markdown(results: list[dict[str, Any]], rates: dict[str, float], seeds: int) -> str:
+def as_markdown(results: list[dict[str, Any]], seeds: int) -> str:
     """One row a tau: J of both, their difference paired by seed, KL, and who wins."""
     heads = [
         "τ",
@@ -239,7 +239,7 @@ def as_markdown(results: list[dict[str, Any]], rates: dict[str, float], seeds: i
             f"{len(klq)}" + "".join(f", {n} of {name.upper()} diverged" for name, n in row["diverged"].items() if n),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    chosen = " and ".join(f"{rate:g} ({name.upper()})" for name, rate in rates.items())
+    chosen = " and ".join(f"{rate:g} ({name.upper()})" for name, rate in results[0]["lr"].items())
     note = (
         f"Mean and 95 % interval over {seeds} seeds (less those of which a run diverged), held-out prompts. Learning "
         f"rate {chosen}, chosen with another seed on the same prompts at the middle τ. Wins are of KLQ's completions "

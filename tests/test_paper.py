@@ -46,9 +46,6 @@ def test_everything_runs_and_is_kept(tmp_path) -> None:
     assert "holds runs of another budget" in whole.stderr
 
 
-RATES = {"klq": 1e-4, "ppo": 2e-4}
-
-
 def measured(objective, kl):
     return {"val/objective/J": objective, "val/kl/sequence": kl}
 
@@ -68,7 +65,7 @@ def test_the_table_states_means_and_paired_differences(paper) -> None:
         },
         "judged": [judged([1.0, 1.0], 0.4), judged([1.0, 0.0])],
     }
-    head, rule, line, *_, note = paper.as_markdown([row], RATES, seeds=3).splitlines()
+    head, rule, line, *_, note = paper.as_markdown([row], seeds=3).splitlines()
     assert head.count("|") == rule.count("|") == line.count("|")
     # Two values d apart have the half-width 12.706 d / 2, since t(0.975, 1) is 12.706; a constant has none. The four
     # verdicts deviate by 1/4, 1/4, 1/4 and -3/4: by seeds (1/4 + 1/4) 2 / 16 = 1/16, and prompts add
@@ -83,7 +80,7 @@ def test_the_table_states_means_and_paired_differences(paper) -> None:
 def test_a_tau_whose_runs_all_diverged_has_no_numbers(paper) -> None:
     nothing = {"klq": [], "ppo": []}
     row = {"tau": 0.1, "lr": {"klq": 1, "ppo": 1}, "diverged": {"klq": 2, "ppo": 0}, "measured": nothing, "judged": []}
-    assert paper.as_markdown([row], RATES, seeds=2).splitlines()[2].count("no run") == 7
+    assert paper.as_markdown([row], seeds=2).splitlines()[2].count("no run") == 7
 
 
 def run(paper, lr):

@@ -28,7 +28,6 @@ FLAGS = [
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="there is no chromium: apt-get install chromium"),
-    # One page for all tests of this file.
 ]
 
 BEFORE = """<script>

@@ -145,15 +145,17 @@ def set_aside(module: nn.Module, parts: Collection[nn.Module]) -> Iterator[None]
     # By identity: a metric claims to be equal to everything.
     chosen = {id(part) for part in parts}
     places = [
-        (parent, name) for parent in module.modules() for name, part in parent.named_children() if id(part) in chosen
+        (parent, name, part)
+        for parent in module.modules()
+        for name, part in parent.named_children()
+        if id(part) in chosen
     ]
-    taken = [parent.get_submodule(name) for parent, name in places]
-    for parent, name in places:
+    for parent, name, _ in places:
         parent.register_module(name, None)
     try:
         yield
     finally:
-        for (parent, name), part in zip(places, taken, strict=True):
+        for parent, name, part in places:
             parent.register_module(name, part)
 
 
