@@ -1,6 +1,7 @@
 """What a causal model makes of the states before each response token."""
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -77,4 +78,4 @@ def _lengths(sequences: Sequences) -> list[int]:
 
 def _is_sharded(trunk: nn.Module) -> bool:
     # A pass gathers the weights from all ranks, which must therefore make as many passes.
-    return any(isinstance(p, DTensor) for p in trunk.parameters())
+    return dist.is_initialized() and any(isinstance(p, DTensor) for p in trunk.parameters())
