@@ -4,8 +4,8 @@
 
 All arms read the same models and prompts, and take turns, each in a process of its own. TRL gets a virtual environment,
 made at the first run. What other processes use of the machine is measured meanwhile, and only updates that they left
-alone count. A run of each arm first counts what it computes. Writes step_time.json and prints the tables;
-`--page docs/performance.md` also puts them there.
+alone count. A run of each arm first counts what it computes. Writes step_time.json, which keeps what it has of other
+workloads, and prints the tables; `--page docs/performance.md` also puts them there.
 """
 
 import argparse
@@ -45,12 +45,14 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="page that holds the generated section")
     arguments = parser.parse_args()
     others = [arms.PLAIN] if arguments.skip_peer else [arms.peer(arguments.peer_venv), arms.PLAIN]
-    result: dict[str, Any] = {"provenance": provenance(), "workloads": {}}
     arguments.out.mkdir(parents=True, exist_ok=True)
+    written = arguments.out / "step_time.json"
+    measured: dict[str, Any] = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
     for name in arguments.workloads:
-        result["workloads"][name] = compare(WORKLOADS[name], [*others, arms.KLQ, arms.PPO], arguments)
-        (arguments.out / "step_time.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = summary.markdown(result)
+        made, found = provenance(), compare(WORKLOADS[name], [*others, arms.KLQ, arms.PPO], arguments)
+        measured[name] = {"provenance": made, **found}
+        written.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    text = summary.markdown({name: measured[name] for name in WORKLOADS if name in measured})
     print(text)
     if arguments.page:
         fill(arguments.page, "step_time", text)

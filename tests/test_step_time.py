@@ -1,6 +1,7 @@
 """The harness of `benchmarks/step_time.py`: arms do the same work, clocks and counts add up. No timing is judged."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -163,10 +164,22 @@ def test_arms_take_the_same_steps_on_the_same_tokens(compared) -> None:
 def test_the_table_tells_all_arms(compared) -> None:
     assert [len(runs) for runs in compared["runs"].values()] == [1, 1, 1]
     made = {"commit": "abc", "machine": "m", "torch": "2", "date": "d", "command": "c"}
-    text = summary.markdown({"provenance": made, "workloads": {"tiny": compared}})
+    text = summary.markdown({"tiny": {"provenance": made, **compared}})
     assert "| plain PyTorch |" in text
     assert "| klqlit KLQ |" in text
     assert "plain PyTorch / klqlit KLQ" in text
+
+
+@pytest.mark.slow
+def test_a_further_run_keeps_other_workloads(compared, tmp_path, monkeypatch, capsys) -> None:
+    made = {"commit": "abc", "machine": "m", "torch": "2", "date": "d", "command": "c"}
+    (tmp_path / "step_time.json").write_text(json.dumps({"W1": {"provenance": made, **compared}}), encoding="utf-8")
+    options = ["--workloads", "tiny", "--rounds", "1", "--updates", "1", "--threads", "1", "--patience", "0"]
+    monkeypatch.setattr("sys.argv", [step_time.__file__, *options, "--skip_peer", "--out", str(tmp_path)])
+    step_time.main()
+    assert [*json.loads((tmp_path / "step_time.json").read_text(encoding="utf-8"))] == ["W1", "tiny"]
+    assert "### W1" in (printed := capsys.readouterr().out)
+    assert "### tiny" in printed
 
 
 @pytest.mark.slow

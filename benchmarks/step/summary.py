@@ -46,16 +46,19 @@ def ratios(slow: list[Run], fast: list[Run]) -> list[float]:
     return [median(row["total"] for row in a) / median(row["total"] for row in b) for a, b in rounds if a and b]
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(measured: dict[str, Any]) -> str:
     """The section of docs/performance.md."""
-    made = result["provenance"]
-    parts = [
-        f"Commit {made['commit']}, {made['machine']}, torch {made['torch']}, {made['date']}: `{made['command']}`. "
-        f"Medians over updates during which other processes used at most {CLEAN:.0%} of the machine."
-    ]
-    for name, found in result["workloads"].items():
-        parts += [f"### {name}", f"{describe(found['workload'])}", arms_table(found), ratio_table(found)]
-        parts.append(work_table(found))
+    parts = [f"Medians over updates during which other processes used at most {CLEAN:.0%} of the machine."]
+    for name, found in measured.items():
+        made = found["provenance"]
+        parts += [
+            f"### {name}",
+            describe(found["workload"]),
+            f"Commit {made['commit']}, {made['machine']}, torch {made['torch']}, {made['date']}: `{made['command']}`.",
+            arms_table(found),
+            ratio_table(found),
+            work_table(found),
+        ]
         if "overhead" in found:
             parts.append(overhead_table(found["overhead"]))
     return "\n\n".join(part for part in parts if part)
