@@ -20,6 +20,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.stats import linregress
 
 from step import arms, summary, workloads
@@ -160,26 +162,37 @@ def markdown(result: dict[str, Any]) -> str:
 
 def draw(factors: dict[str, Any], file: Path) -> None:
     """Seconds by stage against each size, both logarithmic, with memory on an axis of its own."""
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6.4), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
     for axis, (factor, found) in zip(axes.flat, factors.items(), strict=False):
         for name, color in COLORS.items():
             seconds = [point["seconds"][name] for point in found["points"]]
             axis.loglog(found["sizes"], seconds, "o-", color=color, label=name)
         memory = axis.twinx()
-        memory.loglog(found["sizes"], [max(p["memory_mb"], 1.0) for p in found["points"]], "s:", color="grey")
-        memory.set_ylabel("memory beyond the models, MB", color="grey", fontsize=8)
-        axis.set_xticks(found["sizes"], [str(size) for size in found["sizes"]])
-        axis.minorticks_off()
+        megabytes = [max(point["memory_mb"], 1.0) for point in found["points"]]
+        memory.loglog(found["sizes"], megabytes, "s:", color="grey", label="memory beyond the models (right)")
         axis.set_xlabel(factor)
-        axis.set_ylabel("seconds an update")
+        axis.set_xticks(found["sizes"], [str(size) for size in found["sizes"]])
+        axis.xaxis.set_minor_locator(NullLocator())
+        for side, name in ((axis, "s"), (memory, "MB")):
+            side.set_ylabel(name, color="grey" if side is memory else "black")
+            plain_ticks(side.yaxis)
         axis.grid(alpha=0.3)
+        lines = [*axis.get_lines(), *memory.get_lines()]  # those of any panel serve the legend
     for axis in axes.flat[len(factors) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     figure.suptitle("One update of KLQ: growth with its sizes")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers without exponents, at 1, 2 and 5 times powers of ten where the axis spans enough of them."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if high > 4 * low else MaxNLocator(4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 if __name__ == "__main__":
