@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "disk", "redaction", "run_folder", "allocator"},
+    {"version", "seeding", "tokenising", "files", "disk", "redaction", "run_folder", "allocator", "printable"},
     {"types"},
     {"data", "metrics"},
     {"models"},

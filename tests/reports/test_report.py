@@ -29,7 +29,7 @@ from reports.folders import (
 from runs import two_rows
 
 SECTIONS = ("summary", "curves", "time", "frontier", "wins", "overoptimisation", "critic", "samples", "tokens")
-ATTACK = '<script>document.title="taken"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}'
+ATTACK = '<script>document.title="taken"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}\x1b[2J\x00'
 
 
 class Page(HTMLParser):
@@ -150,6 +150,8 @@ def test_what_models_write_is_text(undrawn, tmp_path):
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert text.count("&lt;script&gt;") > 10
     assert "{{ 7*7 }}" in text
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", text)
+    assert "␛" in text
 
 
 def test_secrets_are_hidden(undrawn, tmp_path):

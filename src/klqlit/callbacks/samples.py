@@ -13,6 +13,7 @@ from rich.text import Text
 
 from klqlit.algorithms.comparison import Comparison
 from klqlit.loggers import StepRows
+from klqlit.printable import printable
 
 
 @final
@@ -86,13 +87,13 @@ def as_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def as_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """A table for the terminal; what models wrote is shown as text, never as markup."""
+    """A table for the terminal; what models wrote is shown as text, never as markup or as commands to the terminal."""
     table = Table(title=title, show_lines=True)
     for name in ("prompt", "reference", "policy"):
         table.add_column(name, overflow="fold", ratio=2)
     table.add_column("score", justify="right", no_wrap=True)
     for row in rows:
-        texts = [Text(row[name].strip()) for name in ("prompt", "reference", "policy")]
+        texts = [Text(printable(row[name].strip())) for name in ("prompt", "reference", "policy")]
         table.add_row(*texts, f"{row['reference_score']:.2f} → {row['policy_score']:.2f}")
     return table
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from klqlit.printable import printable
 from klqlit.reports.chapters import task_chapter
 from klqlit.reports.experiment import Experiment
 from klqlit.reports.figures.style import Gallery
@@ -35,7 +36,7 @@ def write_report(experiment: Experiment, out: Path, paths: Sequence[str]) -> Pat
         chapters = [task_chapter(experiment, task, gallery, f"t{i}") for i, task in enumerate(experiment.tasks, 1)]
         chapters.append(last_chapter(experiment))
         page = out / "index.html"
-        page.write_text(
+        text = (
             environment()
             .get_template("page.html.j2")
             .render(
@@ -46,9 +47,9 @@ def write_report(experiment: Experiment, out: Path, paths: Sequence[str]) -> Pat
                 version=__version__,
                 made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
                 **assets(),
-            ),
-            encoding="utf-8",
+            )
         )
+        page.write_text(printable(text), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--out {out} cannot be written ({error.strerror}): give another folder") from error
     return page

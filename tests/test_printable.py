@@ -1,0 +1,32 @@
+"""What models wrote is shown, and does not steer what shows it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from klqlit.callbacks.samples import as_table
+from klqlit.printable import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain, ümläut, 漢字, 🙂\tand\nlines\r\n", "plain, ümläut, 漢字, 🙂\tand\nlines\r\n"),
+        ("\x00\x08\x1b[2J\x7f", "␀␈␛[2J␡"),
+        ("\x9b2J", "\ufffd2J"),
+        ("", ""),
+    ],
+)
+def test_control_characters_become_pictures(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_completion_does_not_steer_the_terminal():
+    row = {name: f"\x1b[2J\x1b]0;taken\x07{name}" for name in ("prompt", "reference", "policy")}
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=200)
+    console.print(as_table([row | {"reference_score": 0.0, "policy_score": 1.0}], "samples"))
+    assert "␛[2J␛]0;taken␇policy" in screen.getvalue()
+    assert "\x1b[2J" not in screen.getvalue()
+    assert "\x1b]0" not in screen.getvalue()
