@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from klqlit.callbacks.samples import as_table
+from klqlit.cli import main, show_trace
 from klqlit.printable import printable
 
 
@@ -30,3 +31,15 @@ def test_a_completion_does_not_steer_the_terminal():
     assert "␛[2J␛]0;taken␇policy" in screen.getvalue()
     assert "\x1b[2J" not in screen.getvalue()
     assert "\x1b]0" not in screen.getvalue()
+
+
+def test_an_error_does_not_steer_the_terminal(capsys, tmp_path):
+    """A configuration's own words stand in what is said of it."""
+    config = tmp_path / "config.yaml"
+    config.write_text('model: {class_path: "\\e[2JKLQ"}\n')
+    assert main(["fit", "--config", str(config)]) == 2
+    error = ValueError("\x1b[2Jrow")
+    show_trace(ValueError, error, None)
+    shown = capsys.readouterr().err
+    assert "␛[2Jrow" in shown
+    assert "\x1b" not in shown

@@ -65,17 +65,19 @@ def usage() -> str:
 
 def fail(message: str) -> int:
     """One line on the error stream, without keys and passwords."""
+    from klqlit.printable import printable
     from klqlit.redaction import hide
 
-    print(f"klqlit: error: {' '.join(hide(message).splitlines())}", file=sys.stderr)
+    print(f"klqlit: error: {printable(' '.join(hide(message).splitlines()))}", file=sys.stderr)
     return 2
 
 
 def show_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A whole traceback on the error stream, without keys and passwords: as Python's `sys.excepthook`."""
+    from klqlit.printable import printable
     from klqlit.redaction import hide
 
-    print(hide("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+    print(printable(hide("".join(traceback.format_exception(kind, error, trace)))), file=sys.stderr, end="")
 
 
 def _run(command: str, options: list[str]) -> int:
