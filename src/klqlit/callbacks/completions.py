@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, final
 
 import lightning as L
-import torch.distributed as dist
 
 from klqlit.algorithms.comparison import Scored
 from klqlit.files import replace_json
 from klqlit.judges.matching import prompt_id
+from klqlit.rollout.gathering import everywhere
 
 
 @final
@@ -31,7 +31,7 @@ class CompletionWriter(L.Callback):
         self._rows += as_rows(outputs)
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rows = interleave(all_ranks(self._rows))
+        rows = interleave(everywhere(self._rows))
         if trainer.is_global_zero:
             lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
             replace_json(self.path, "".join(lines))
@@ -55,15 +55,6 @@ def as_rows(scored: Scored) -> list[dict[str, Any]]:
             row["gold"] = float(scored.gold[i])
         rows.append(row | {"columns": columns})
     return rows
-
-
-def all_ranks(rows: list[Any]) -> list[list[Any]]:
-    """Every rank's rows, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [rows]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return parts
 
 
 def interleave(parts: list[list[Any]]) -> list[Any]:

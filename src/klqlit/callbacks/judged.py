@@ -11,13 +11,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from klqlit.algorithms.base import RLHFModule
 from klqlit.algorithms.comparison import Comparison
-from klqlit.callbacks.completions import all_ranks, interleave
+from klqlit.callbacks.completions import interleave
 from klqlit.judges.base import Judge, JudgeStopped
 from klqlit.judges.cache import JudgmentCache
 from klqlit.judges.matching import Response, match, prompt_id, read_completions
 from klqlit.judges.protocol import JudgingInterrupted, judge_pairs
 from klqlit.judges.records import JudgedPair, Pair
 from klqlit.judges.summary import summarise
+from klqlit.rollout.gathering import everywhere
 
 GRACE_SECONDS = 10.0
 """After the end of a round's time, for the answers that are under way: they are paid for."""
@@ -104,7 +105,7 @@ class JudgedWinRate(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._is_due(trainer):
             return
-        pairs = interleave(all_ranks(self._pairs))
+        pairs = interleave(everywhere(self._pairs))
         # An error of one rank alone would leave the others waiting for it.
         found = trainer.strategy.broadcast(self._measure(pairs) if trainer.is_global_zero else {})
         if isinstance(found, ValueError):
