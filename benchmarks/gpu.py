@@ -24,7 +24,7 @@ from roofline import quickest
 from step import workloads
 from step.klqlit_arm import ALGORITHMS, Clock, make_data, make_module, make_trainer, quieten
 from step.measuring import STAGES, Updates
-from step.page import fill, provenance, table
+from step.page import fill, origin, provenance, table
 from step.summary import number
 from step.workloads import Workload
 
@@ -229,7 +229,7 @@ def waited(result: torch.Tensor) -> torch.Tensor:
 
 def markdown(result: dict[str, Any]) -> str:
     """The section of docs/performance.md."""
-    made, seconds = result["provenance"], result["seconds"]
+    seconds = result["seconds"]
     rows = [
         [name, number(seconds[name]), f"{result['flops'].get(name, 0) / 1e12:,.3g}", f"{share:.1%}"]
         for name, share in result["utilisation"].items()
@@ -239,7 +239,7 @@ def markdown(result: dict[str, Any]) -> str:
     rows.append(["whole update", number(seconds["total"]), f"{total:,.3g}", f"{result['utilisation']['total']:.1%}"])
     return "\n\n".join(
         [
-            f"Commit {made['commit']}, {made['machine']}, torch {made['torch']}, {made['date']}: `{made['command']}`.",
+            origin(result["provenance"]),
             f"{result['workload']['name']}, {result['algorithm']}: **{result['episodes_per_second']:.3g} episodes per "
             f"second** (the paper: {PAPER:.2g} on an A100). Peak memory {result['memory_gb']:.1f} GB. The device "
             f"multiplies at {result['peak_flops'] / 1e12:.3g} TFLOP/s and copies at "

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from step import arms, summary, workloads
 from step.counting import Shape, flops
 from step.measuring import STAGES
-from step.page import fill, provenance, table
+from step.page import fill, origin, provenance, table
 from step.workloads import Workload
 from step_time import WORKLOADS
 
@@ -145,9 +145,8 @@ def least_bytes(workload: Workload) -> dict[str, float]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The section of docs/performance.md."""
-    made = result["provenance"]
     parts = [
-        f"Commit {made['commit']}, {made['machine']}, torch {made['torch']}, {made['date']}: `{made['command']}`. "
+        f"{origin(result['provenance'])} "
         "*At best rate*: the stage's multiplications at the rate of a large square product. *Back to back*: products "
         "of the stage's own shapes with nothing between them. *Memory*: the least that must be read and written."
     ]

@@ -26,7 +26,7 @@ from scipy.stats import linregress
 
 from step import arms, summary, workloads
 from step.measuring import STAGES
-from step.page import fill, provenance, table
+from step.page import fill, origin, provenance, table
 from step.workloads import Workload
 
 BASE = Workload(
@@ -144,7 +144,6 @@ def warnings(factor: str, fitted: dict[str, Exponent]) -> list[str]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The section of docs/performance.md."""
-    made = result["provenance"]
     head = ["exponent of", "operations", "an update", *STAGES, "memory"]
     rows, found = [], []
     for factor, entry in result["factors"].items():
@@ -153,7 +152,7 @@ def markdown(result: dict[str, Any]) -> str:
         rows.append([f"{factor}, {entry['sizes'][0]} to {entry['sizes'][-1]}", *(str(fitted[name]) for name in names)])
         found += warnings(factor, fitted)
     about = (
-        f"Commit {made['commit']}, {made['machine']}, torch {made['torch']}, {made['date']}: `{made['command']}`. "
+        f"{origin(result['provenance'])} "
         "1 is proportional; below 1, fixed costs weigh; processes share one update, so -1 is ideal."
     )
     ending = [f"- Warning: {text}" for text in found] or ["Nothing grows faster than its work."]

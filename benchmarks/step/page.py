@@ -38,6 +38,11 @@ def provenance() -> dict[str, str]:
     }
 
 
+def origin(made: dict[str, str]) -> str:
+    """A sentence of what `provenance` found."""
+    return f"Commit {made['commit']}, {made['machine']}, torch {made['torch']}, {made['date']}: `{made['command']}`."
+
+
 def commit() -> str:
     """Of the working tree, with a mark where it was changed; "unknown" outside git."""
     found = subprocess.run(

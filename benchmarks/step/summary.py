@@ -6,7 +6,7 @@ from typing import Any
 
 from step.measuring import STAGES
 from step.overhead import MODEL_WORK, share
-from step.page import table
+from step.page import origin, table
 
 CLEAN = 0.05
 """An update counts where other processes used at most this share of the machine meanwhile."""
@@ -50,11 +50,10 @@ def markdown(measured: dict[str, Any]) -> str:
     """The section of docs/performance.md."""
     parts = [f"Medians over updates during which other processes used at most {CLEAN:.0%} of the machine."]
     for name, found in measured.items():
-        made = found["provenance"]
         parts += [
             f"### {name}",
             describe(found["workload"]),
-            f"Commit {made['commit']}, {made['machine']}, torch {made['torch']}, {made['date']}: `{made['command']}`.",
+            origin(found["provenance"]),
             arms_table(found),
             ratio_table(found),
             work_table(found),
