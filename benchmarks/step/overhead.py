@@ -13,14 +13,13 @@ import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch.optim import Optimizer, adam
 
+from klqlit.algorithms import base
 from klqlit.algorithms.base import RLHFModule
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.ppo import PPO
 from klqlit.callbacks.progress import Progress
 from klqlit.data.online import OnlineDataModule
 from klqlit.loggers import JSONLinesLogger
-from klqlit.models.critic import SeparateCritic
-from klqlit.models.policy import LanguagePolicy
 from klqlit.rewards.model import RewardModel
 from klqlit.rollout.sampling import Sampler
 from klqlit.types import Experience
@@ -31,7 +30,12 @@ REST = "Lightning's loop and all else"
 
 PIECES: dict[str, list[tuple[Any, str]]] = {
     "sampling": [(Sampler, "sample")],
-    "forward passes": [(LanguagePolicy, "forward"), (SeparateCritic, "forward"), (RewardModel, "_score")],
+    "forward passes": [
+        (RLHFModule, "evaluate"),
+        (base, "reference_logprobs"),
+        (base, "critic_values"),
+        (RewardModel, "_score"),
+    ],
     "backward passes": [(torch.Tensor, "backward")],
     "optimizer": [(adam, "adam"), (Optimizer, "zero_grad")],
     "prompts": [(OnlineDataModule, "_phase_prompts")],

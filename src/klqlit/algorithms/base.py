@@ -25,6 +25,7 @@ from klqlit.metrics.means import Means
 from klqlit.metrics.rollout import RolloutMetrics
 from klqlit.metrics.stopwatch import Stopwatch
 from klqlit.models.critic import CriticFactory, SeparateCritic
+from klqlit.models.evaluation import evaluate
 from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
@@ -266,8 +267,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def evaluate(self, sequences: Sequences) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
         """Log-probabilities and values of given responses under the present weights."""
-        output = self.policy(sequences, temperature=self.sampler.temperature, features=self.critic.reads_features)
-        return output.logprobs, self.critic(sequences, output.features)
+        return evaluate(self.policy, self.critic, sequences, temperature=self.sampler.temperature)
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
         check_fresh(batch, self.global_step)

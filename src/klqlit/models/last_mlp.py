@@ -46,7 +46,7 @@ def _scatter(output: Tensor, aligned: AlignedRows) -> Tensor:
 
 def last_mlp(trunk: nn.Module) -> nn.Module | None:
     """The MLP of the trunk's last block; None where it must compute all positions."""
-    if not isinstance(trunk, PreTrainedModel) or _computes_again(trunk):
+    if not isinstance(trunk, PreTrainedModel) or computes_again(trunk):
         return None
     for child in trunk.children():
         # A block that is wrapped or sharded has another class.
@@ -56,9 +56,10 @@ def last_mlp(trunk: nn.Module) -> nn.Module | None:
     return None
 
 
-def _computes_again(trunk: PreTrainedModel) -> bool:
+def computes_again(model: nn.Module) -> bool:
+    """Whether blocks are computed once more on the way back (gradient checkpointing)."""
     # transformers' own property for it changed its name.
-    return any(vars(module).get("gradient_checkpointing", False) for module in trunk.modules())
+    return any(vars(module).get("gradient_checkpointing", False) for module in model.modules())
 
 
 def _reads_one_position(mlp: nn.Module) -> bool:

@@ -106,6 +106,10 @@ class LanguagePolicy(Policy):
     Dropout is off, so that one set of weights is one policy. The LM head is computed at response positions only.
     The model's own generation settings (top-k, temperature) are not read: the `Sampler` decides.
 
+    Attributes:
+        plain_head: whether the LM head alone makes the logits of the trunk's last hidden state, so that
+            log-probabilities can be had without holding all logits.
+
     Args:
         path: local directory or hub name.
         dtype: of the weights: "float32", "bfloat16", or "auto" for the checkpoint's own.
@@ -143,7 +147,7 @@ class LanguagePolicy(Policy):
                 f"policy.path={path!r}: {type(self.model).__name__} cannot compute logits at chosen positions "
                 "(its forward has no `logits_to_keep`); choose a causal language model that can"
             )
-        self._plain_head = has_plain_head(self.model)
+        self.plain_head = has_plain_head(self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -154,14 +158,24 @@ class LanguagePolicy(Policy):
         return max_positions(self.model.config)
 
     def forward(self, sequences: Sequences, *, temperature: float, features: bool = False) -> PolicyOutput:
-        tokens, mask = sequences.tokens[sequences.mask], sequences.mask
-        if self._plain_head:
-            states, head = token_states(self.model.base_model, sequences), self.model.get_output_embeddings()
-            logprobs = linear_logprobs(states, head.weight, tokens, bias=head.bias, temperature=temperature)
-        else:
-            logits, states = token_logits(self.model, sequences)
-            logprobs = token_logprobs(logits[None].float(), tokens[None], temperature=temperature)[0]
-        return PolicyOutput(logprobs=spread(logprobs, mask), features=spread(states, mask) if features else None)
+        if self.plain_head:
+            return self.read_out(self.states(sequences), sequences, temperature=temperature, features=features)
+        logits, states = token_logits(self.model, sequences)
+        tokens = sequences.tokens[sequences.mask]
+        logprobs = token_logprobs(logits[None].float(), tokens[None], temperature=temperature)[0]
+        return _output(logprobs, states, sequences, features)
+
+    def states(self, sequences: Sequences) -> Float[Tensor, "N H"]:
+        """The trunk's last hidden state before each real response token: the first half of `forward`."""
+        return token_states(self.model.base_model, sequences)
+
+    def read_out(
+        self, states: Float[Tensor, "N H"], sequences: Sequences, *, temperature: float, features: bool = False
+    ) -> PolicyOutput:
+        """The LM head on what `states` gave: the second half of `forward`, where the head is plain."""
+        head, tokens = self.model.get_output_embeddings(), sequences.tokens[sequences.mask]
+        logprobs = linear_logprobs(states, head.weight, tokens, bias=head.bias, temperature=temperature)
+        return _output(logprobs, states, sequences, features)
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
         # Each token finds another length, for which compiled blocks would be compiled anew.
@@ -181,3 +195,10 @@ class LanguagePolicy(Policy):
 
     def save(self, directory: str, card: str, *, temperature: float) -> None:
         export(self.model, self.tokenizer, directory, card=card, temperature=temperature)
+
+
+def _output(
+    logprobs: Float[Tensor, " N"], states: Float[Tensor, "N H"], sequences: Sequences, features: bool
+) -> PolicyOutput:
+    mask = sequences.mask
+    return PolicyOutput(logprobs=spread(logprobs, mask), features=spread(states, mask) if features else None)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from klqlit.models.embedded_once import embedded_once
 from klqlit.models.last_mlp import last_mlp_before_tokens
 from klqlit.models.lengths import similar_lengths
-from klqlit.types import Sequences
+from klqlit.types import AlignedRows, Sequences
 
 
 def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]:
@@ -20,14 +21,16 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
     """
     groups = [[*range(len(sequences))]] if _is_sharded(trunk) else similar_lengths(_lengths(sequences))
     if len(groups) == 1:
-        return _states(trunk, sequences)
+        return _states(trunk, sequences.aligned())
     order = torch.tensor([row for group in groups for row in group], device=sequences.mask.device)
     # Where the tokens of the rows in their new order stand in the old one.
     place = torch.zeros_like(sequences.mask, dtype=torch.long)
     place[sequences.mask] = torch.arange(int(sequences.mask.sum()), device=place.device)
     place = place[order][sequences.mask[order]]
-    parts = [_states(trunk, sequences.select(rows)) for rows in order.split([len(group) for group in groups])]
-    return torch.cat(parts).index_select(0, place.argsort())
+    parts = [sequences.select(rows).aligned() for rows in order.split([len(group) for group in groups])]
+    with embedded_once(trunk, [part.tokens for part in parts]):
+        states = torch.cat([_states(trunk, part) for part in parts])
+    return states.index_select(0, place.argsort())
 
 
 def token_logits(model: PreTrainedModel, sequences: Sequences) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
@@ -65,8 +68,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     return torch.equal(head(hidden), model(input_ids=tokens, use_cache=False).logits)
 
 
-def _states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]:
-    aligned = sequences.aligned()
+def _states(trunk: nn.Module, aligned: AlignedRows) -> Float[Tensor, "N H"]:
     with last_mlp_before_tokens(trunk, aligned):
         hidden = trunk(input_ids=aligned.tokens, use_cache=False).last_hidden_state
     return hidden[aligned.rows, aligned.columns]

@@ -1,0 +1,40 @@
+"""What an update asks of the models that it trains."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from klqlit.models.critic import Critic, SeparateCritic
+from klqlit.models.last_mlp import computes_again
+from klqlit.models.policy import LanguagePolicy, Policy
+from klqlit.models.side_by_side import side_by_side
+from klqlit.types import Sequences
+
+
+def evaluate(
+    policy: Policy, critic: Critic, sequences: Sequences, *, temperature: float
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Log-probabilities and values of given responses.
+
+    On a CPU the trunk of the policy and a `SeparateCritic` are computed at the same time (see `side_by_side`).
+    """
+    if isinstance(policy, LanguagePolicy) and _go_side_by_side(policy, critic):
+        states, values = side_by_side(lambda: policy.states(sequences), lambda: critic(sequences, None))
+        return policy.read_out(states, sequences, temperature=temperature).logprobs, values
+    output = policy(sequences, temperature=temperature, features=critic.reads_features)
+    return output.logprobs, critic(sequences, output.features)
+
+
+def _go_side_by_side(policy: LanguagePolicy, critic: Critic) -> bool:
+    """On the threads of a CPU, in a single process: ranks send gradients while the way back is under way."""
+    return (
+        policy.plain_head
+        and isinstance(critic, SeparateCritic)
+        and {parameter.device.type for model in (policy, critic) for parameter in model.parameters()} == {"cpu"}
+        and torch.is_grad_enabled()
+        and torch.get_num_threads() > 1
+        and not (dist.is_available() and dist.is_initialized())
+        # Blocks that are computed again put the random state back, which the threads share.
+        and not any(computes_again(model) for model in (policy, critic))
+    )
