@@ -19,6 +19,14 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def set_threads():
+    """`set_threads(count)`: for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """`model_dir(architecture, pad_token=...)`: the directory of a tiny language model, made once."""

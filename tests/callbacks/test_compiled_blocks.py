@@ -30,10 +30,15 @@ def fit(path, root, *callbacks, reward, **options):
 @compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "precision", "off"), [("gpt_neox", "32-true", 1e-5), ("llama", "bf16-mixed", 0.05)]
+    ("architecture", "precision", "off", "threads"),
+    [("gpt_neox", "32-true", 1e-5, 1), ("gpt_neox", "32-true", 1e-5, 2), ("llama", "bf16-mixed", 0.05, 1)],
 )
-def test_gradients_are_those_of_plain_blocks(architecture, precision, off, model_dir, tmp_path):
-    """Training, scoring by a reward model, validation, and validation once more, which compiles anew."""
+def test_gradients_are_those_of_plain_blocks(architecture, precision, off, threads, model_dir, tmp_path, set_threads):
+    """Training, scoring by a reward model, validation, and validation once more, which compiles anew.
+
+    On two threads policy and critic are compiled and computed at the same time.
+    """
+    set_threads(threads)
     tokenizer = tiny_tokenizer()
     options = {
         "reward": save(tmp_path / "reward", tiny_reward_model(architecture, tokenizer), tokenizer),

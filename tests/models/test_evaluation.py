@@ -18,11 +18,8 @@ RESPONSES = [[20, 21], [22, 23, 24, 25], [26], [27, 28, 29]]
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def _two_threads(set_threads):
+    set_threads(2)
 
 
 @pytest.fixture

@@ -11,11 +11,8 @@ from klqlit.models.side_by_side import _openmp_pause, _threads, side_by_side
 
 
 @pytest.fixture(autouse=True)
-def _four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+def _four_threads(set_threads):
+    set_threads(4)
 
 
 @pytest.fixture
