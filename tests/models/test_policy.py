@@ -11,7 +11,7 @@ from builders import ARCHITECTURES, save, tiny_language_model, tiny_tokenizer
 from klqlit.functional import linear_logprobs
 from klqlit.models.policy import LanguagePolicy
 from klqlit.models.positions import positions
-from klqlit.models.states import has_plain_head
+from klqlit.models.states import few_logits, has_plain_head
 from runs import make_sequences
 
 ids = st.integers(0, 319)
@@ -78,23 +78,38 @@ def test_padding_sends_no_gradient(policy):
     policy.zero_grad()
 
 
-def test_lm_head_is_computed_at_response_tokens_only(policy, monkeypatch):
+def test_lm_head_is_computed_at_response_tokens_and_for_the_next_one_only(policy, monkeypatch):
     shapes = []
 
     def spy(features, *args, **kwargs):
         shapes.append(tuple(features.shape))
         return linear_logprobs(features, *args, **kwargs)
 
+    def spy_on_few(head, states):
+        shapes.append(tuple(states.shape))
+        return few_logits(head, states)
+
     monkeypatch.setattr("klqlit.models.policy.linear_logprobs", spy)
+    monkeypatch.setattr("klqlit.models.policy.few_logits", spy_on_few)
     head = policy.model.get_output_embeddings()
-    handle = head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
+    handle = head.register_forward_hook(lambda *_: shapes.append("the whole head"))
     sequences = make_sequences(PROMPTS, RESPONSES, left=3, right=1)
     policy(sequences, temperature=1.0, features=True)
     prompt_tokens, mask = sequences.prompt_tokens, sequences.prompt_mask
     _, cache = policy.decode(prompt_tokens, mask, None)
     policy.decode(prompt_tokens[:, :1], torch.cat([mask, mask[:, -1:]], dim=1), cache)
     handle.remove()
-    assert shapes == [(10, 16), (4, 1, 16), (4, 1, 16)]
+    assert shapes == [(10, 16), (4, 16), (4, 16)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_logits_are_those_of_the_head(bias, dtype):
+    torch.manual_seed(0)
+    head, states = torch.nn.Linear(16, 50, bias=bias, dtype=dtype), torch.randn(3, 16, dtype=dtype)
+    logits = few_logits(head, states)
+    torch.testing.assert_close(logits, head(states))
+    assert logits.is_contiguous()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from klqlit.models.loading import (
     max_positions,
 )
 from klqlit.models.positions import padding_inputs
-from klqlit.models.states import has_plain_head, spread, token_logits, token_states
+from klqlit.models.states import few_logits, has_plain_head, spread, token_logits, token_states
 from klqlit.tokenising import encode_prompts
 from klqlit.types import Sequences
 
@@ -178,16 +178,21 @@ class LanguagePolicy(Policy):
         return _output(logprobs, states, sequences, features)
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
+        model = self.model.base_model if self.plain_head else self.model
+        inputs = padding_inputs(model, mask, tokens.shape[1]) | ({} if self.plain_head else {"logits_to_keep": 1})
         # Each token finds another length, for which compiled blocks would be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            output = self.model(
+            output = model(
                 input_ids=tokens,
                 past_key_values=reserved_cache(self.model.config) if cache is None else cache,
                 use_cache=True,
-                logits_to_keep=1,
-                **padding_inputs(self.model, mask, tokens.shape[1]),
+                **inputs,
             )
-        return output.logits[:, -1].float(), output.past_key_values
+        if self.plain_head:
+            logits = few_logits(self.model.get_output_embeddings(), output.last_hidden_state[:, -1])
+        else:
+            logits = output.logits[:, -1]
+        return logits.float(), output.past_key_values
 
     def select(self, cache: Any, rows: Int[Tensor, " N"]) -> Any:
         cache.reorder_cache(rows)

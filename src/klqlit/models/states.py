@@ -47,6 +47,18 @@ def token_logits(model: PreTrainedModel, sequences: Sequences) -> tuple[Float[Te
     return logits, output.hidden_states[-1][aligned.rows, aligned.columns]
 
 
+def few_logits(head: nn.Linear, states: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
+    """The LM head on the states of a few tokens.
+
+    On a CPU a large matrix by a few columns is up to three times as fast as a few rows by a large matrix.
+    """
+    if states.device.type != "cpu":
+        return head(states)
+    weight, columns = head.weight, states.T
+    logits = weight @ columns if head.bias is None else torch.addmm(head.bias[:, None], weight, columns)
+    return logits.T.contiguous()
+
+
 def spread(values: Float[Tensor, "N *rest"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T *rest"]:
     """One value a real token, put where the mask is True; 0 elsewhere."""
     result = torch.zeros((*mask.shape, *values.shape[1:]), dtype=values.dtype, device=values.device)
