@@ -78,7 +78,7 @@ def test_padding_sends_no_gradient(policy):
     policy.zero_grad()
 
 
-def test_lm_head_is_computed_at_response_tokens_and_for_the_next_one_only(policy, monkeypatch):
+def test_lm_head_is_computed_at_response_tokens_only(policy, monkeypatch):
     shapes = []
 
     def spy(features, *args, **kwargs):
