@@ -31,6 +31,7 @@ def _go_side_by_side(policy: LanguagePolicy, critic: Critic) -> bool:
     return (
         policy.plain_head
         and isinstance(critic, SeparateCritic)
+        # Tokens do not tell: where memory is planned they are real, and the weights are not.
         and {parameter.device.type for model in (policy, critic) for parameter in model.parameters()} == {"cpu"}
         and torch.is_grad_enabled()
         and torch.get_num_threads() > 1

@@ -179,19 +179,19 @@ class LanguagePolicy(Policy):
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
         model = self.model.base_model if self.plain_head else self.model
-        inputs = padding_inputs(model, mask, tokens.shape[1]) | ({} if self.plain_head else {"logits_to_keep": 1})
+        inputs = padding_inputs(model, mask, tokens.shape[1]) | {
+            "input_ids": tokens,
+            "past_key_values": reserved_cache(self.model.config) if cache is None else cache,
+            "use_cache": True,
+        }
         # Each token finds another length, for which compiled blocks would be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            output = model(
-                input_ids=tokens,
-                past_key_values=reserved_cache(self.model.config) if cache is None else cache,
-                use_cache=True,
-                **inputs,
-            )
-        if self.plain_head:
-            logits = few_logits(self.model.get_output_embeddings(), output.last_hidden_state[:, -1])
-        else:
-            logits = output.logits[:, -1]
+            if self.plain_head:
+                output = model(**inputs)
+                logits = few_logits(self.model.get_output_embeddings(), output.last_hidden_state[:, -1])
+            else:
+                output = model(**inputs, logits_to_keep=1)
+                logits = output.logits[:, -1]
         return logits.float(), output.past_key_values
 
     def select(self, cache: Any, rows: Int[Tensor, " N"]) -> Any:
