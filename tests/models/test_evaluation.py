@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
 
 from builders import ARCHITECTURES
 from klqlit.algorithms.klq import KLQ
@@ -81,6 +82,8 @@ def test_others_go_one_after_the_other(policy, sequences, calls):
         evaluate(policy, critic, sequences, temperature=1.0)
     critic = SeparateCritic(policy)
     with torch.no_grad():
+        evaluate(policy, critic, sequences, temperature=1.0)
+    with FlopCounterMode(display=False):
         evaluate(policy, critic, sequences, temperature=1.0)
     policy.model.gradient_checkpointing_enable()
     evaluate(policy, critic, sequences, temperature=1.0)

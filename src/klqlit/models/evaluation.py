@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from klqlit.models.critic import Critic, SeparateCritic
 from klqlit.models.last_mlp import computes_again
@@ -31,10 +32,11 @@ def _go_side_by_side(policy: LanguagePolicy, critic: Critic) -> bool:
     return (
         policy.plain_head
         and isinstance(critic, SeparateCritic)
-        # Tokens do not tell: where memory is planned they are real, and the weights are not.
         and {parameter.device.type for model in (policy, critic) for parameter in model.parameters()} == {"cpu"}
         and torch.is_grad_enabled()
         and torch.get_num_threads() > 1
+        # What watches operators, as the planning of memory does, sees those of its own thread only.
+        and not is_in_torch_dispatch_mode()
         and not (dist.is_available() and dist.is_initialized())
         # Blocks that are computed again put the random state back, which the threads share.
         and not any(computes_again(model) for model in (policy, critic))
