@@ -103,6 +103,26 @@ def test_all_is_compiled_but_what_the_last_mlp_needs(architecture, model_dir, tm
     assert sum("Attention" in name for name in names) == 3
 
 
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "qwen2"])
+def test_one_kernel_for_all_sizes_but_the_width_of_the_angles(architecture, model_dir, tmp_path, monkeypatch):
+    module, inputs, compile_part = make_module(model_dir(architecture)), [], torch.nn.Module.compile
+
+    def note(graph, _):
+        inputs.append([n.meta["example_value"] for n in graph.graph.nodes if n.op == "placeholder"])
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, **how: compile_part(part, backend=note, **how))
+    CompiledBlocks().setup(make_trainer(tmp_path), module, "fit")
+    for rows, width in [(2, 5), (3, 7), (4, 6)]:
+        module.policy.model(input_ids=torch.ones((rows, width), dtype=torch.long), use_cache=False)
+    tensors = [value for value in max(inputs, key=len) if isinstance(value, torch.Tensor)]
+    # All rows share them.
+    angles = [t.shape for t in tensors if t.ndim == 3 and isinstance(t.shape[0], int)]
+    assert len(angles) == 2
+    assert all(isinstance(shape[1], torch.SymInt) and isinstance(shape[2], int) for shape in angles)
+    assert len(inputs) == 2  # a block, and the attention of the last
+
+
 def test_sharded_blocks_are_refused(quitter_dir, tmp_path):
     trainer = make_trainer(tmp_path, strategy=FullySharded())
     with pytest.raises(ValueError, match="CompiledBlocks does not work under FullySharded"):

@@ -1,16 +1,19 @@
 """Transformer blocks compiled with `torch.compile`."""
 
-from typing import final
+from typing import Any, final
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from klqlit.models.blocks import transformer_blocks
 from klqlit.models.last_mlp import last_mlp
 from klqlit.strategies.fully_sharded import FullySharded
 from klqlit.strategies.sharded_model import transformers_in
+
+ROTARY = "rotary_emb"
+"""What transformers calls the part of a model that gives the angles of its positions to all blocks."""
 
 RECOMPILATIONS = 64
 """Of all parts together: for training or not, each type of weights, one row or several, with a mask or without."""
@@ -37,8 +40,19 @@ class CompiledBlocks(L.Callback):
         # Under DDP a block would be cut in pieces so that gradients can be sent earlier: blocks are small enough.
         torch._dynamo.config.optimize_ddp = False
         for model in transformers_in(pl_module):
+            if rotary := dict(model.base_model.named_children()).get(ROTARY):
+                rotary.register_forward_hook(_fix_width)
             for part in _compiled_parts(model):
                 part.compile(dynamic=True)
+
+
+def _fix_width(part: nn.Module, inputs: tuple[Any, ...], angles: tuple[Tensor, ...]) -> None:
+    """Rows and positions may be of any number; the width of a head that is rotated stays what it is.
+
+    A kernel that left it open would ask of each element where it stands, and take three times as long on a GPU.
+    """
+    for tensor in angles:
+        torch._dynamo.mark_static(tensor, tensor.ndim - 1)
 
 
 def _compiled_parts(model: PreTrainedModel) -> list[nn.Module]:
