@@ -6,7 +6,7 @@ from transformers import DynamicCache, Gemma2Config
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from builders import tiny_config
-from klqlit.models.cache import BLOCK, ReservedLayer, reserved_cache
+from klqlit.models.cache import ALIGNMENT, BLOCK, ReservedCache, ReservedLayer
 
 CONFIG = tiny_config("llama", 320)
 
@@ -17,7 +17,7 @@ def states(rows, count, seed):
 
 
 def both():
-    return reserved_cache(CONFIG), DynamicCache(config=CONFIG)
+    return ReservedCache(CONFIG), DynamicCache(config=CONFIG)
 
 
 def update(caches, rows, count, seed):
@@ -43,7 +43,8 @@ def test_a_token_is_written_in_place():
     for t in range(BLOCK):
         keys, _ = update(caches, 2, 1, seed=t + 1)
         assert keys.data_ptr() == first.data_ptr()
-    keys, _ = update(caches, 2, 1, seed=BLOCK + 1)
+    for t in range(ALIGNMENT):
+        keys, _ = update(caches, 2, 1, seed=BLOCK + t + 1)
     assert keys.data_ptr() != first.data_ptr()
 
 
@@ -68,13 +69,13 @@ def test_tokens_can_be_taken_back():
 
 def test_layers_with_a_window_stay_as_they_are():
     config = Gemma2Config(num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2)
-    kinds = [type(layer) for layer in reserved_cache(config).layers]
+    kinds = [type(layer) for layer in ReservedCache(config).layers]
     assert kinds == [DynamicSlidingWindowLayer, ReservedLayer] * 2
 
 
 def test_keys_take_the_type_of_the_values():
     """Rotary positions in float32 leave keys in it where the rest is in half of it."""
-    cache = reserved_cache(CONFIG)
+    cache = ReservedCache(CONFIG)
     for t, count in enumerate((5, 1)):
         keys, values = states(2, count, seed=t)
         kept, _ = cache.update(keys, values.bfloat16(), 0)

@@ -10,10 +10,11 @@ from typing import Any, final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from klqlit.functional import linear_logprobs, token_logprobs
-from klqlit.models.cache import reserved_cache
+from klqlit.models.cache import ReservedCache
+from klqlit.models.fixed_step import FixedStep, fixed_step
 from klqlit.models.loading import (
     check_vocabulary,
     disable_dropout,
@@ -178,24 +179,38 @@ class LanguagePolicy(Policy):
         return _output(logprobs, states, sequences, features)
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
-        model = self.model.base_model if self.plain_head else self.model
-        inputs = padding_inputs(model, mask, tokens.shape[1]) | {
-            "input_ids": tokens,
-            "past_key_values": reserved_cache(self.model.config) if cache is None else cache,
-            "use_cache": True,
-        }
+        state = _Decoding(ReservedCache(self.model.config)) if cache is None else cache
         # Each token finds another length, for which compiled blocks would be compiled anew.
         with torch.compiler.set_stance("force_eager"):
-            if self.plain_head:
-                output = model(**inputs)
-                logits = few_logits(self.model.get_output_embeddings(), output.last_hidden_state[:, -1])
-            else:
-                output = model(**inputs, logits_to_keep=1)
-                logits = output.logits[:, -1]
-        return logits.float(), output.past_key_values
+            if step := self._fixed_step(state, tokens, mask):
+                return step(tokens, mask).clone(), state
+            inputs = padding_inputs(self._reader, mask, tokens.shape[1])
+            logits = self._next_logits(input_ids=tokens, past_key_values=state.key_values, use_cache=True, **inputs)
+        return logits, state
+
+    @property
+    def _reader(self) -> PreTrainedModel:
+        """What reads tokens in `decode`."""
+        return self.model.base_model if self.plain_head else self.model  # type: ignore[return-value]
+
+    def _next_logits(self, **inputs: Any) -> Float[Tensor, "B V"]:
+        if self.plain_head:
+            hidden = self._reader(**inputs).last_hidden_state[:, -1]
+            return few_logits(self.model.get_output_embeddings(), hidden).float()
+        return self._reader(**inputs, logits_to_keep=1).logits[:, -1].float()
+
+    def _fixed_step(self, state: "_Decoding", tokens: Tensor, mask: Tensor) -> FixedStep | None:
+        """On a GPU, for one token a row."""
+        if not tokens.is_cuda or tokens.shape[1] > 1 or torch.is_grad_enabled():
+            return None
+        if state.step is None or not state.step.has_room(mask):
+            state.step = None  # before the next takes its room
+            state.step = fixed_step(self._reader, self._next_logits, state.key_values, len(tokens))
+        return state.step
 
     def select(self, cache: Any, rows: Int[Tensor, " N"]) -> Any:
-        cache.reorder_cache(rows)
+        cache.step = None
+        cache.key_values.reorder_cache(rows)
         return cache
 
     def save(self, directory: str, card: str, *, temperature: float) -> None:
@@ -207,3 +222,11 @@ def _output(
 ) -> PolicyOutput:
     mask = sequences.mask
     return PolicyOutput(logprobs=spread(logprobs, mask), features=spread(states, mask) if features else None)
+
+
+@dataclass(slots=True)
+class _Decoding:
+    """What `LanguagePolicy.decode` has read so far, and how it reads on."""
+
+    key_values: ReservedCache
+    step: FixedStep | None = None

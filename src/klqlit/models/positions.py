@@ -21,7 +21,7 @@ def position_inputs(model: nn.Module, mask: Bool[Tensor, "B S"], last: int | Non
         mask: True at real tokens.
         last: give the positions of so many tokens at the end; None for all.
     """
-    if not _takes_positions(type(model)):  # type: ignore[arg-type]  # classes can be hashed
+    if not takes_positions(model):
         return {}
     return {"position_ids": positions(mask)[:, -(last or mask.shape[1]) :]}
 
@@ -39,7 +39,11 @@ def padding_inputs(model: nn.Module, mask: Bool[Tensor, "B S"], last: int) -> di
     return {"attention_mask": mask.long(), **position_inputs(model, mask, last)}
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether `model` can be told the positions of its tokens; ALiBi models, for one, cannot."""
+    return _takes_positions(type(model))  # type: ignore[arg-type]  # classes can be hashed
+
+
 @cache
 def _takes_positions(kind: Any) -> bool:
-    # ALiBi models, for one, take none.
     return "position_ids" in signature(kind.forward).parameters

@@ -15,6 +15,9 @@ from klqlit.types import Prompts, Sample
 KEPT_SHARE = 7 / 8
 """Rows that have ended are dropped from the cache, which copies it, when no larger share of it is still read."""
 
+KEPT_SHARE_ON_GPU = 1 / 2
+"""The same on a GPU, where the step for so many rows is also recorded anew (see `FixedStep`)."""
+
 
 @final
 class Sampler:
@@ -98,6 +101,7 @@ class Sampler:
         stop = StopStringCriteria(policy.tokenizer, self.stop_strings) if self.stop_strings else None
         # `live` are the rows that are decoded. Finished ones among them are dropped when that spares enough work.
         live, finished = torch.arange(len(tokens), device=tokens.device), response.ended.clone()
+        kept_share = KEPT_SHARE_ON_GPU if tokens.is_cuda else KEPT_SHARE
         logits, cache = _read_prompts(policy, tokens, seen)
         for t in range(self.response_length):
             drawn = draw_next(logits, uniforms[live, t], temperature=self.temperature, truncate=self._truncate)
@@ -110,7 +114,7 @@ class Sampler:
             if left == 0 or t + 1 == self.response_length:
                 break
             step = drawn.tokens
-            if left <= KEPT_SHARE * len(live):
+            if left <= kept_share * len(live):
                 rest = (~finished).nonzero().squeeze(-1)
                 cache = policy.select(cache, rest)
                 live, finished, step, seen = live[rest], finished[rest], step[rest], seen[rest]

@@ -1,0 +1,136 @@
+"""A step of decoding whose shapes do not change from token to token, so that a GPU can replay it."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from klqlit.models.cache import ReservedCache, ReservedLayer
+from klqlit.models.positions import positions, takes_positions
+
+BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+"""For one query under a mask; PyTorch would try cuDNN first, which takes a fifth longer."""
+
+
+@final
+class FixedStep:
+    """From one token a row to the logits of the next, reading all positions that the cache has reserved, under a mask.
+
+    On a GPU the first call records its kernels as a CUDA graph, and the following ones replay it: Python takes longer
+    to start the kernels of a token than the GPU to run them. The weights must stay where they are meanwhile.
+
+    Args:
+        forward: logits ``[B, V]`` of the token that follows, from the arguments of a transformers model.
+        key_values: what was read so far; nobody else may change it while this lives.
+        layers: all of its layers.
+        rows: B.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[..., Float[Tensor, "B V"]],
+        key_values: ReservedCache,
+        layers: list[ReservedLayer],
+        rows: int,
+    ) -> None:
+        self._layers = layers
+        (self._room,) = {layer.reserve() for layer in layers}
+        device = layers[0].device
+        self._tokens = torch.zeros((rows, 1), dtype=torch.long, device=device)
+        self._positions = torch.zeros_like(self._tokens)
+        self._column = torch.zeros(1, dtype=torch.long, device=device)
+        self._mask = torch.zeros((rows, 1, 1, self._room), dtype=torch.bool, device=device)
+        self._forward = forward
+        self._inputs: dict[str, Any] = {
+            "input_ids": self._tokens,
+            "position_ids": self._positions,
+            "attention_mask": self._mask,
+            "past_key_values": key_values,
+            "use_cache": True,
+        }
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits: Tensor | None = None
+
+    def has_room(self, mask: Bool[Tensor, "B S"]) -> bool:
+        """Whether a token that ends `mask` still fits."""
+        return mask.shape[1] <= self._room
+
+    def __call__(self, tokens: Int[Tensor, "B 1"], mask: Bool[Tensor, "B S"]) -> Float[Tensor, "B V"]:
+        """As `Policy.decode`; the logits are overwritten by the next call."""
+        self._tokens.copy_(tokens)
+        self._positions.copy_(positions(mask)[:, -1:])
+        self._mask[:, 0, 0, : mask.shape[1]] = mask
+        self._column.fill_(mask.shape[1] - 1)
+        if self._graph is None and self._tokens.is_cuda:
+            self._graph = self._record()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._logits = self._compute()
+        for layer in self._layers:
+            layer.advance(1)
+        assert self._logits is not None
+        return self._logits
+
+    def _record(self) -> torch.cuda.CUDAGraph | None:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Libraries take their memory and choose their kernels now; what is written will be written once more.
+            self._compute()
+            try:
+                # Not torch.cuda.graph(), which gives all free memory back first. Other threads may go on with theirs.
+                graph.capture_begin(_memory().id, capture_error_mode="thread_local")  # type: ignore[arg-type]
+                try:
+                    self._logits = self._compute()
+                finally:
+                    graph.capture_end()
+                recorded = True
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                warnings.warn(f"tokens are decoded without a CUDA graph: {error}", stacklevel=2)
+                recorded = False
+        torch.cuda.current_stream().wait_stream(stream)
+        return graph if recorded else None
+
+    def _compute(self) -> Float[Tensor, "B V"]:
+        for layer in self._layers:
+            layer.column = self._column
+        try:
+            with sdpa_kernel(BACKENDS, set_priority=True):
+                return self._forward(**self._inputs)
+        finally:
+            for layer in self._layers:
+                layer.column = None
+
+
+def fixed_step(
+    model: PreTrainedModel, forward: Callable[..., Float[Tensor, "B V"]], key_values: ReservedCache, rows: int
+) -> FixedStep | None:
+    """None where the model asks the GPU for numbers on its way, or the place of a token is not its position's alone."""
+    layers = key_values.reserved_layers
+    if (
+        layers is None
+        # Sharded blocks gather their weights as they go.
+        or any(isinstance(module, FSDPModule) for module in model.modules())
+        # transformers knows which models can be recorded whole.
+        or not model._can_compile_fullgraph
+        or model.config._attn_implementation != "sdpa"
+        or not takes_positions(model)
+    ):
+        return None
+    return FixedStep(forward, key_values, layers, rows)
+
+
+@cache
+def _memory() -> torch.cuda.MemPool:
+    """What graphs work in; they take turns, so that one finds there what another has left."""
+    return torch.cuda.MemPool()
