@@ -6,7 +6,7 @@ tensor belongs to state ``s_t = (x, y_1..y_t)`` and action ``a_t = y_{t+1}``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -45,9 +45,21 @@ class Sequences:
     prompt_mask: Bool[Tensor, "B P"]
     tokens: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
+    _places: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def places(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """Row and step of each real response token, in the order of the mask.
+
+        An index by the mask finds them anew each time, and the CPU waits for the GPU meanwhile.
+        """
+        if self._places is None or self._places[0].device != self.mask.device:
+            rows, steps = self.mask.nonzero(as_tuple=True)
+            self._places = rows, steps
+        return self._places
 
     @property
     def input_ids(self) -> Int[Tensor, "B S"]:
@@ -62,7 +74,7 @@ class Sequences:
         lengths, room = self.prompt_mask.sum(dim=1), self.prompt_tokens.shape[1]
         width = int((lengths + self.mask.sum(dim=1)).max()) - 1
         columns = torch.arange(width, device=lengths.device) + (room - lengths)[:, None]
-        rows, steps = self.mask.nonzero(as_tuple=True)
+        rows, steps = self.places
         return AlignedRows(
             tokens=self.input_ids.gather(1, columns.clamp(max=room + self.tokens.shape[1] - 1)),
             rows=rows,
@@ -208,7 +220,7 @@ class Experience:
         """The given rows, without the columns that are padding in all of them."""
         sequences = self.sequences.select(rows)
         width = sequences.tokens.shape[1]
-        per_token = [field.name for field in fields(self) if field.name != "sequences"]
+        per_token = [part.name for part in fields(self) if part.name != "sequences"]
         return replace(self, sequences=sequences, **{name: getattr(self, name)[rows, :width] for name in per_token})
 
 

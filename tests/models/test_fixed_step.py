@@ -145,9 +145,13 @@ def test_memory_does_not_grow_from_sampling_to_sampling(model_dir):
 def test_a_model_that_asks_for_numbers_is_decoded_all_the_same(model_dir):
     policy = LanguagePolicy(model_dir("llama"))
     expected = sampled(policy, "cpu")
-    policy.model.base_model.layers[1].register_forward_hook(lambda part, inputs, output: output.sum().item() and None)
-    sampler, rows = Sampler(response_length=BLOCK + 20), prompts("cuda")
-    with pytest.warns(UserWarning, match="decoded without a CUDA graph"):
-        found = sampler.sample(policy.cuda(), rows)
-    assert torch.equal(found.tokens.cpu(), expected.tokens)
-    assert torch.equal(sampler.sample(policy, rows).tokens, found.tokens)
+    policy.model.base_model.layers[1].register_forward_hook(lambda part, inputs, output: [output.sum().item()].clear())
+    assert torch.equal(sampled(policy, "cuda").tokens.cpu(), expected.tokens)
+
+
+@gpu
+def test_what_cannot_be_recorded_says_what_to_do(model_dir):
+    policy = LanguagePolicy(model_dir("llama"))
+    policy.model.base_model.layers[1].register_forward_hook(lambda part, inputs, output: [output.nonzero()].clear())
+    with pytest.raises(RuntimeError, match=r"could not be recorded as a CUDA graph.*policy\.attn_implementation"):
+        sampled(policy, "cuda")

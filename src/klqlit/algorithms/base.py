@@ -103,6 +103,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         self.phase_metrics: dict[str, float] = {}
         self.phase_scores = torch.zeros(0)
         self._evaluated: list[Evaluated] = []
+        self._norms: dict[str, float] = {}
         self._reference_side: dict[int, Scored] = {}
 
     @abstractmethod
@@ -284,7 +285,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
                 logprobs=logprobs.detach(),
                 values=values.detach(),
                 total=total.detach(),
-                scores=self.phase_scores[batch.rows.cpu()],
+                scores=self.phase_scores,
             )
         )
         for name, values_of_tokens in metrics.items():
@@ -305,14 +306,14 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         norms, evaluated, self._evaluated = gradient_norms(optimizer), self._evaluated, []
         step, strategy = self.global_step, self.trainer.strategy
         check_step(evaluated, norms, self, step=step, strategy=strategy, tokenizer=self.tokenizer)
-        for name, norm in norms.items():
-            self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
-        self.gradient_norm = math.hypot(*norms.values())
+        self._norms, self.gradient_norm = norms, math.hypot(*norms.values())
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning frees the gradients after the next forward pass only, which then has to find room beside them.
         optimizer.zero_grad()
+        for name, norm in self._norms.items():
+            self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
 
     def on_train_epoch_end(self) -> None:
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}

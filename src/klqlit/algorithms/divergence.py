@@ -46,7 +46,7 @@ class Evaluated:
         logprobs: of the response tokens, nats.
         values: the critic's.
         total: sum of the losses over real tokens.
-        scores: of the rows, as they came.
+        scores: of all rows of the phase, as they came.
     """
 
     batch: Minibatch
@@ -54,15 +54,15 @@ class Evaluated:
     logprobs: Float[Tensor, "B T"]
     values: Float[Tensor, "B T"]
     total: Float[Tensor, ""]
-    scores: Float[Tensor, " B"]
+    scores: Float[Tensor, " R"]
 
 
 def gradient_norms(optimizer: Optimizer) -> dict[str, float]:
     """Norm of the gradient of each parameter group, by the group's name; of all ranks once they are reduced."""
-    norms = {}
-    for group in optimizer.param_groups:
-        norms[group["name"]] = total_norm([p.grad for p in group["params"] if p.grad is not None])
-    return norms
+    groups = optimizer.param_groups
+    norms = [_total_norm([p.grad for p in group["params"] if p.grad is not None]) for group in groups]
+    # All are asked for before the first is waited for.
+    return {group["name"]: float(norm) for group, norm in zip(groups, norms, strict=True)}
 
 
 def clip_gradients(optimizer: Optimizer, limit: int | float, algorithm: str | None, norm: float) -> None:
@@ -105,8 +105,12 @@ class ClipsByKnownNorm(L.LightningModule, ABC):
 
 def total_norm(gradients: list[Tensor]) -> float:
     """Their norm, over all shards."""
+    return float(_total_norm(gradients))
+
+
+def _total_norm(gradients: list[Tensor]) -> Float[Tensor, ""]:
     norm = torch.nn.utils.get_total_norm(gradients)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def first_trouble(numbers: list[tuple[str, float]]) -> str | None:
@@ -186,17 +190,17 @@ def _rows(part: Evaluated, micro: int, tokenizer: PreTrainedTokenizerBase) -> li
     kl = masked_sum(part.logprobs - experience.ref_logprobs, mask, dim=1).tolist()
     prompts, completions = _texts(experience.sequences, tokenizer)
     rows = []
-    for i in range(len(experience)):
+    for i, row in enumerate(part.batch.rows.tolist()):
         spreads = {name: _spread(x[i][mask[i]]) for name, x in quantities.items()}
         rows.append(
             {
                 "micro_batch": micro,
-                "row": int(part.batch.rows[i]),
+                "row": row,
                 "finite": math.isfinite(kl[i]) and not any(spread["not_finite"] for spread in spreads.values()),
                 "prompt": prompts[i],
                 "completion": completions[i],
                 "tokens": int(mask[i].sum()),
-                "score": float(part.scores[i]),
+                "score": float(part.scores[row]),
                 "kl": kl[i],
                 **spreads,
             }

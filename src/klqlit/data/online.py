@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, final
 
 import lightning as L
@@ -170,7 +171,7 @@ class OnlineDataModule(L.LightningDataModule):
         """The micro-batches of one optimizer step."""
         epoch, index = divmod(step, self.minibatches)
         order = self._permutation(self.rollouts, "minibatches", self.phase, epoch)
-        rows = order.chunk(self.minibatches)[index]
+        rows = order.chunk(self.minibatches)[index].to(experience.mask.device)
         tokens = int(experience.mask[rows].sum())
         mine = rows.chunk(self._world_size)[self._rank]
         for micro in mine.chunk(self._trainer.accumulate_grad_batches):
@@ -288,8 +289,8 @@ class OnlineDataModule(L.LightningDataModule):
 
 def flatten(experience: Experience) -> dict[str, torch.Tensor]:
     """An experience as named tensors, which a checkpoint may hold."""
-    sequences = {f"sequences.{name}": getattr(experience.sequences, name) for name in Sequences.__slots__}
-    return sequences | {name: getattr(experience, name) for name in Experience.__slots__ if name != "sequences"}
+    sequences = {f"sequences.{name}": getattr(experience.sequences, name) for name in _names(Sequences)}
+    return sequences | {name: getattr(experience, name) for name in _names(Experience) if name != "sequences"}
 
 
 def unflatten(tensors: dict[str, torch.Tensor]) -> Experience:
@@ -302,6 +303,10 @@ def unflatten(tensors: dict[str, torch.Tensor]) -> Experience:
     for name, tensor in tensors.items():
         if tensor.shape[:1] != shape[:1] or (tensor.shape != shape and not name.startswith("sequences.prompt")):
             raise TypeError(f"{name} of the rows has the shape {list(tensor.shape)}, and their mask {list(shape)}")
-    sequences = Sequences(**{name: tensors[f"sequences.{name}"] for name in Sequences.__slots__})
+    sequences = Sequences(**{name: tensors[f"sequences.{name}"] for name in _names(Sequences)})
     rest = {name: value for name, value in tensors.items() if not name.startswith("sequences.")}
     return Experience(sequences=sequences, **rest)
+
+
+def _names(record: type[Sequences] | type[Experience]) -> list[str]:
+    return [field.name for field in fields(record) if field.init]

@@ -4,7 +4,7 @@ from typing import Any, final
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -26,11 +26,11 @@ class Mean(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, total: Float[Tensor, ""], count: Float[Tensor, ""] | int) -> None:
+    def update(self, total: Float[Tensor, ""], count: Shaped[Tensor, ""] | int) -> None:
         """Add `count` numbers that sum to `total`."""
         # Not in place: what a validation of its own leaves behind are inference tensors.
         self.total = self.total + total.to(self.total)
-        self.count = self.count + count
+        self.count = self.count + (count.to(self.count) if isinstance(count, Tensor) else count)
 
     def compute(self) -> Float[Tensor, ""]:
         """Mean of all numbers."""
@@ -51,8 +51,12 @@ class Means(nn.Module):
 
     def update(self, name: str, values: Tensor, mask: Bool[Tensor, "..."] | None = None) -> None:
         """Add numbers; where a mask is given, only those at True."""
-        chosen = values.detach() if mask is None else values.detach()[mask]
-        self._add(name, chosen.double().sum(), chosen.numel())
+        numbers = values.detach().double()
+        if mask is None:
+            self._add(name, numbers.sum(), numbers.numel())
+        else:
+            # Not numbers[mask]: a GPU would have to tell how many there are before anything else is asked of it.
+            self._add(name, torch.where(mask, numbers, 0.0).sum(), mask.sum())
 
     def compute(self) -> dict[str, float]:
         """All means, over all ranks."""
@@ -80,9 +84,9 @@ class Means(nn.Module):
         self.reset()
         for name, parts in sums.items():
             own = parts[rank] if len(parts) == ranks else parts.sum(dim=0) * (rank == 0)
-            self._add(name, own[0], own[1].to(self.origin.device))
+            self._add(name, own[0], own[1])
 
-    def _add(self, name: str, total: Float[Tensor, ""], count: Float[Tensor, ""] | int) -> None:
+    def _add(self, name: str, total: Float[Tensor, ""], count: Shaped[Tensor, ""] | int) -> None:
         if name not in self.metrics:
             self.metrics[name] = Mean().to(self.origin.device)
         self._mean(name).update(total, count)

@@ -70,7 +70,7 @@ class SeparateCritic(Critic):
     def forward(self, sequences: Sequences, features: Float[Tensor, "B T H"] | None) -> Float[Tensor, "B T"]:
         states = token_states(self.trunk, sequences)
         values = self.head(states.to(self.head.weight.dtype)).squeeze(-1).float()
-        return spread(values, sequences.mask)
+        return spread(values, sequences)
 
 
 @final

@@ -1,7 +1,7 @@
 """A step of decoding whose shapes do not change from token to token, so that a GPU can replay it."""
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, final
 
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from klqlit.models.cache import ReservedCache, ReservedLayer
@@ -57,6 +58,7 @@ class FixedStep:
         }
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits: Tensor | None = None
+        self._asks = False
 
     def has_room(self, mask: Bool[Tensor, "B S"]) -> bool:
         """Whether a token that ends `mask` still fits."""
@@ -68,8 +70,8 @@ class FixedStep:
         self._positions.copy_(positions(mask)[:, -1:])
         self._mask[:, 0, 0, : mask.shape[1]] = mask
         self._column.fill_(mask.shape[1] - 1)
-        if self._graph is None and self._tokens.is_cuda:
-            self._graph = self._record()
+        if self._graph is None and self._tokens.is_cuda and not self._asks:
+            self._record()
         if self._graph is not None:
             self._graph.replay()
         else:
@@ -79,27 +81,20 @@ class FixedStep:
         assert self._logits is not None
         return self._logits
 
-    def _record(self) -> torch.cuda.CUDAGraph | None:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    def _record(self) -> None:
+        stream, owner = _workshop()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             # Libraries take their memory and choose their kernels now; what is written will be written once more.
-            self._compute()
-            try:
-                # Not torch.cuda.graph(), which gives all free memory back first. Other threads may go on with theirs.
-                graph.capture_begin(_memory().id, capture_error_mode="thread_local")  # type: ignore[arg-type]
-                try:
+            with _Asks() as watch:
+                self._compute()
+            self._asks = watch.asked
+            if not self._asks:
+                graph = torch.cuda.CUDAGraph()
+                with _recording(graph, owner.pool()):
                     self._logits = self._compute()
-                finally:
-                    graph.capture_end()
-                recorded = True
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                warnings.warn(f"tokens are decoded without a CUDA graph: {error}", stacklevel=2)
-                recorded = False
+                self._graph = graph
         torch.cuda.current_stream().wait_stream(stream)
-        return graph if recorded else None
 
     def _compute(self) -> Float[Tensor, "B V"]:
         for layer in self._layers:
@@ -130,7 +125,41 @@ def fixed_step(
     return FixedStep(forward, key_values, layers, rows)
 
 
+@contextmanager
+def _recording(graph: torch.cuda.CUDAGraph, memory: Any) -> Iterator[None]:
+    """As torch.cuda.graph(), which gives all free memory back first, and lets no other thread use the GPU meanwhile."""
+    try:
+        graph.capture_begin(memory, capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the decoding of a token could not be recorded as a CUDA graph: {error}. Set policy.attn_implementation "
+            "to eager, with which nothing is recorded"
+        ) from error
+
+
+@final
+class _Asks(TorchDispatchMode):
+    """Sees whether the CPU asks for a number, which a recording cannot give."""
+
+    asked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked |= func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
 @cache
-def _memory() -> torch.cuda.MemPool:
-    """What graphs work in; they take turns, so that one finds there what another has left."""
-    return torch.cuda.MemPool()
+def _workshop() -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """The stream that records, and a graph that owns the memory of all: they take turns, and find what others left."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        torch.zeros(1, device="cuda")
+        graph.capture_end()
+    return stream, graph

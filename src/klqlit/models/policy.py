@@ -162,7 +162,7 @@ class LanguagePolicy(Policy):
         if self.plain_head:
             return self.read_out(self.states(sequences), sequences, temperature=temperature, features=features)
         logits, states = token_logits(self.model, sequences)
-        tokens = sequences.tokens[sequences.mask]
+        tokens = sequences.tokens[sequences.places]
         logprobs = token_logprobs(logits[None].float(), tokens[None], temperature=temperature)[0]
         return _output(logprobs, states, sequences, features)
 
@@ -174,7 +174,7 @@ class LanguagePolicy(Policy):
         self, states: Float[Tensor, "N H"], sequences: Sequences, *, temperature: float, features: bool = False
     ) -> PolicyOutput:
         """The LM head on what `states` gave: the second half of `forward`, where the head is plain."""
-        head, tokens = self.model.get_output_embeddings(), sequences.tokens[sequences.mask]
+        head, tokens = self.model.get_output_embeddings(), sequences.tokens[sequences.places]
         logprobs = linear_logprobs(states, head.weight, tokens, bias=head.bias, temperature=temperature)
         return _output(logprobs, states, sequences, features)
 
@@ -220,8 +220,7 @@ class LanguagePolicy(Policy):
 def _output(
     logprobs: Float[Tensor, " N"], states: Float[Tensor, "N H"], sequences: Sequences, features: bool
 ) -> PolicyOutput:
-    mask = sequences.mask
-    return PolicyOutput(logprobs=spread(logprobs, mask), features=spread(states, mask) if features else None)
+    return PolicyOutput(logprobs=spread(logprobs, sequences), features=spread(states, sequences) if features else None)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
     order = torch.tensor([row for group in groups for row in group], device=sequences.mask.device)
     # Where the tokens of the rows in their new order stand in the old one.
     place = torch.zeros_like(sequences.mask, dtype=torch.long)
-    place[sequences.mask] = torch.arange(int(sequences.mask.sum()), device=place.device)
+    place[sequences.places] = torch.arange(len(sequences.places[0]), device=place.device)
     place = place[order][sequences.mask[order]]
     parts = [sequences.select(rows).aligned() for rows in order.split([len(group) for group in groups])]
     with embedded_once(trunk, [part.tokens for part in parts]):
@@ -59,10 +59,10 @@ def few_logits(head: nn.Linear, states: Float[Tensor, "B H"]) -> Float[Tensor, "
     return logits.T.contiguous()
 
 
-def spread(values: Float[Tensor, "N *rest"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T *rest"]:
-    """One value a real token, put where the mask is True; 0 elsewhere."""
-    result = torch.zeros((*mask.shape, *values.shape[1:]), dtype=values.dtype, device=values.device)
-    result[mask] = values
+def spread(values: Float[Tensor, "N *rest"], sequences: Sequences) -> Float[Tensor, "B T *rest"]:
+    """One value a real response token, put where it stands; 0 elsewhere."""
+    result = torch.zeros((*sequences.mask.shape, *values.shape[1:]), dtype=values.dtype, device=values.device)
+    result[sequences.places] = values
     return result
 
 
