@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from builders import ARCHITECTURES
@@ -117,3 +118,27 @@ def test_a_run_learns_the_same_twice_and_what_it_learns_on_one_thread(algorithm,
     assert len(calls) == 2 * 2 * 4
     for name in one:
         torch.testing.assert_close(one[name], alone[name], atol=1e-4, rtol=1e-4)
+
+
+class Counted(TorchDispatchMode):
+    """How often the number of True entries of a mask is asked for, which a GPU must be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.times = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        indices = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_) else []
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        self.times += by_mask or func.overloadpacket == torch.ops.aten.nonzero
+        return func(*args, **(kwargs or {}))
+
+
+def test_response_tokens_are_looked_for_once(policy, sequences):
+    """In a forward pass of both models and the way back."""
+    with Counted() as found:
+        evaluated(policy, SeparateCritic(policy), sequences)
+    assert found.times == 1
+    with Counted() as found:
+        sequences.tokens[sequences.mask]
+    assert found.times == 1

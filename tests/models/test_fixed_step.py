@@ -153,5 +153,5 @@ def test_a_model_that_asks_for_numbers_is_decoded_all_the_same(model_dir):
 def test_what_cannot_be_recorded_says_what_to_do(model_dir):
     policy = LanguagePolicy(model_dir("llama"))
     policy.model.base_model.layers[1].register_forward_hook(lambda part, inputs, output: [output.nonzero()].clear())
-    with pytest.raises(RuntimeError, match=r"could not be recorded as a CUDA graph.*policy\.attn_implementation"):
+    with pytest.raises(RuntimeError, match=r"(?s)could not be recorded as a CUDA graph.*policy\.attn_implementation"):
         sampled(policy, "cuda")

@@ -92,5 +92,9 @@ def test_rows_that_leave_no_token_for_padding_are_scored_one_by_one(tmp_path):
     reward = RewardModel(save(tmp_path, model, tokenizer))
     rows = [[*range(len(tokenizer))], [5, 6, 7], [7]]
     alone = [model(input_ids=torch.tensor([row])).logits.item() for row in rows]
-    assert reward._score(rows).tolist() == pytest.approx(alone, abs=1e-5)
-    assert reward._score(rows[1:]).tolist() == pytest.approx(alone[1:], abs=1e-5)
+
+    def scored(rows):
+        return [score for batch in reward._batches(rows) for score in reward._score(*batch).tolist()]
+
+    assert scored(rows) == pytest.approx(alone, abs=1e-5)
+    assert scored(rows[1:]) == pytest.approx(alone[1:], abs=1e-5)

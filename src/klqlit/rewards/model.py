@@ -1,5 +1,6 @@
 """A learned reward model."""
 
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -71,11 +72,11 @@ class RewardModel(Reward):
         rows = [self._closed(row, ended) for row, ended in zip(tokens, completions.ended.tolist(), strict=True)]
         # Similar lengths together: less padding to compute.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        scores = torch.empty(len(rows), dtype=torch.float32, device=completions.sequences.tokens.device)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            scores[chosen] = self._score([rows[i] for i in chosen]).to(scores)
-        return scores
+        chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        # All are made before the first is read: a GPU would stand still while the next is made.
+        batches = [batch for chunk in chunks for batch in self._batches([rows[i] for i in chunk])]
+        scores = torch.cat([self._score(*batch) for batch in batches]).to(completions.sequences.tokens.device)
+        return scores[torch.tensor(order, device=scores.device).argsort()]
 
     def _closed(self, tokens: list[int], ended: bool) -> list[int]:
         eos = self.tokenizer.eos_token_id
@@ -83,23 +84,26 @@ class RewardModel(Reward):
             tokens = [*tokens, eos]
         return tokens[-self.max_tokens :] if self.max_tokens else tokens
 
-    def _score(self, rows: list[list[int]]) -> Float[Tensor, " B"]:
-        """Scores of token rows, padded on the right."""
+    def _batches(self, rows: list[list[int]]) -> Iterator[tuple[int | None, dict[str, Tensor]]]:
+        """What the model reads, padded on the right, with the token that pads: one batch unless no token can."""
         pad = self._pad_token(rows)
         if pad is None and len(rows) > 1:
-            return torch.cat([self._score([row]) for row in rows])
+            for row in rows:
+                yield from self._batches([row])
+            return
         lengths = torch.tensor([len(row) for row in rows])
         width = int(lengths.max())
         tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-        mask = torch.arange(width)[None] < lengths[:, None]
-        output = self.model(input_ids=tokens.to(self.model.device), attention_mask=mask.long().to(self.model.device))
-        return output.logits.squeeze(-1).float()
+        mask = (torch.arange(width)[None] < lengths[:, None]).long()
+        yield pad, {"input_ids": tokens.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+
+    def _score(self, pad: int | None, inputs: dict[str, Tensor]) -> Float[Tensor, " B"]:
+        self.model.config.get_text_config().pad_token_id = pad
+        return self.model(**inputs).logits.squeeze(-1).float()
 
     def _pad_token(self, rows: list[list[int]]) -> int | None:
         """The model's pad token. Where it has none, a token that no row holds, so that none is hidden."""
-        if self._pad is None:
-            used = {token for row in rows for token in row}
-            free = next((token for token in range(embedding_rows(self.model)) if token not in used), None)
-            self.model.config.get_text_config().pad_token_id = free
-            return free
-        return self._pad
+        if self._pad is not None:
+            return self._pad
+        used = {token for row in rows for token in row}
+        return next((token for token in range(embedding_rows(self.model)) if token not in used), None)

@@ -88,7 +88,7 @@ class Sampler:
 
     def texts(self, policy: Policy, sample: Sample) -> list[str]:
         """The responses as text, without EOS and from the first stop string on cut away."""
-        rows = [tokens[mask].tolist() for tokens, mask in zip(sample.tokens, sample.mask, strict=True)]
+        rows = [tokens[mask].tolist() for tokens, mask in zip(sample.tokens.cpu(), sample.mask.cpu(), strict=True)]
         texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
         for stop in self.stop_strings:
             texts = [text.split(stop, 1)[0] for text in texts]
