@@ -9,6 +9,7 @@ the mathematics asks for, by what the GPU could do), and the share of decoding t
 """
 
 import argparse
+import gc
 import json
 import tempfile
 from dataclasses import asdict
@@ -47,7 +48,7 @@ BF16 = 2
 def main() -> None:
     """Train, measure the machine, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--algorithm", choices=ALGORITHMS, default="KLQ")
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=[*ALGORITHMS])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a size that shows nothing, to see that it runs")
     parser.add_argument("--updates", type=int, default=3, help="timed updates, after one to warm up")
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches an optimizer step")
     parser.add_argument("--compile", action="store_true", help="compile the transformer blocks")
     parser.add_argument("--scoring_batch_size", type=int, default=64, help="rows per pass of reference and critic")
-    parser.add_argument("--profile", type=Path, help="file for a torch trace of one more update")
+    parser.add_argument("--profile", type=Path, help="file for a torch trace of one more update of each")
     parser.add_argument("--peak_tflops", type=float, help="of the data sheet, dense bf16; measured where not given")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of gpu.json")
     parser.add_argument("--page", type=Path, help="page that holds the generated section")
@@ -74,24 +75,30 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rows of the updates, limits of the device, and what follows from both."""
     workload = sized(workloads.TINY if arguments.tiny else PYTHIA_1B, arguments.rollouts)
-    rows, memory = train(workload, arguments)
-    seconds = {name: median(row[name] for row in rows) for name in ("total", *STAGES, "rest")}
+    runs = {name: train(name, workload, arguments) for name in arguments.algorithms}
     rate = arguments.peak_tflops * 1e12 if arguments.peak_tflops else product_rate(arguments.device, arguments.tiny)
     bandwidth = copy_bandwidth(arguments.device, arguments.tiny)
-    work, floor = model_flops(workload), decode_bytes(workload) / bandwidth + prefill_flops(workload) / rate
     return {
-        "algorithm": arguments.algorithm,
         "workload": asdict(workload),
+        "peak_flops": rate,
+        "bandwidth": bandwidth,
+        "flops": model_flops(workload),
+        "generation_floor": decode_bytes(workload) / bandwidth + prefill_flops(workload) / rate,
+        "algorithms": {name: summary(rows, memory, workload, rate) for name, (rows, memory) in runs.items()},
+    }
+
+
+def summary(rows: list[dict[str, Any]], memory: float, workload: Workload, rate: float) -> dict[str, Any]:
+    """Medians, and what they make of the device."""
+    seconds = {name: median(row[name] for row in rows) for name in ("total", *STAGES, "rest")}
+    work = model_flops(workload)
+    return {
         "rows": rows,
         "seconds": seconds,
         "memory_gb": memory,
         "episodes_per_second": workload.rollouts / seconds["total"],
-        "peak_flops": rate,
-        "bandwidth": bandwidth,
-        "flops": work,
         "utilisation": {name: work[name] / seconds[name] / rate for name in STAGES}
         | {"total": sum(work.values()) / seconds["total"] / rate},
-        "generation_floor": floor,
     }
 
 
@@ -100,7 +107,7 @@ def sized(workload: Workload, rollouts: int | None) -> Workload:
     return workload if rollouts is None else Workload(**asdict(workload) | {"rollouts": rollouts})
 
 
-def train(workload: Workload, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
+def train(algorithm: str, workload: Workload, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
     """Rows of the updates after the first, and peak memory of the device in GB."""
     quieten()
     count = arguments.updates + 1 + (arguments.profile is not None)
@@ -109,7 +116,7 @@ def train(workload: Workload, arguments: argparse.Namespace) -> tuple[list[dict[
             workload, Path(scratch), prompts=workload.rollouts * count, models=("policy", "reward")
         )
         options = {"frozen_dtype": "bfloat16", "scoring_batch_size": arguments.scoring_batch_size}
-        module = make_module(ALGORITHMS[arguments.algorithm], workload, directory, **options)
+        module = make_module(ALGORITHMS[algorithm], workload, directory, **options)
         updates = Updates()
         trainer = make_trainer(
             scratch,
@@ -123,9 +130,16 @@ def train(workload: Workload, arguments: argparse.Namespace) -> tuple[list[dict[
         if arguments.compile:
             trainer.callbacks.append(CompiledBlocks())
         if arguments.profile:
-            trainer.callbacks.append(LastUpdate(arguments.profile))
+            file = arguments.profile
+            trainer.callbacks.append(LastUpdate(file.with_stem(f"{file.stem}-{algorithm}")))
         trainer.fit(module, make_data(workload, directory))
-    memory = torch.cuda.max_memory_allocated() / 1e9 if arguments.device == "cuda" else 0.0
+    memory = 0.0
+    if arguments.device == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 1e9
+        del module, trainer
+        gc.collect()  # the next algorithm needs the room
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return updates.rows[1 : arguments.updates + 1], memory
 
 
@@ -229,27 +243,34 @@ def waited(result: torch.Tensor) -> torch.Tensor:
 
 def markdown(result: dict[str, Any]) -> str:
     """The section of docs/performance.md."""
-    seconds = result["seconds"]
+    runs, total = result["algorithms"], sum(result["flops"].values())
+    speeds = ", ".join(f"{name} **{run['episodes_per_second']:.3g} episodes per second**" for name, run in runs.items())
     rows = [
-        [name, number(seconds[name]), f"{result['flops'].get(name, 0) / 1e12:,.3g}", f"{share:.1%}"]
-        for name, share in result["utilisation"].items()
-        if name != "total"
+        [
+            "whole update" if name == "total" else name,
+            f"{flops / 1e12:,.3g}",
+            *(cell for run in runs.values() for cell in _cells(run, name)),
+        ]
+        for name, flops in (result["flops"] | {"total": total}).items()
     ]
-    total = sum(result["flops"].values()) / 1e12
-    rows.append(["whole update", number(seconds["total"]), f"{total:,.3g}", f"{result['utilisation']['total']:.1%}"])
+    heads = [head for name in runs for head in (f"{name}, s", "model-FLOPs utilisation")]
+    floor, memory = result["generation_floor"], max(run["memory_gb"] for run in runs.values())
+    shares = ", ".join(f"{floor / run['seconds']['generation']:.0%}" for run in runs.values())
     return "\n\n".join(
         [
             origin(result["provenance"]),
-            f"{result['workload']['name']}, {result['algorithm']}: **{result['episodes_per_second']:.3g} episodes per "
-            f"second** (the paper: {PAPER:.2g} on an A100). Peak memory {result['memory_gb']:.1f} GB. The device "
-            f"multiplies at {result['peak_flops'] / 1e12:.3g} TFLOP/s and copies at "
+            f"{result['workload']['name']}: {speeds} (the paper: {PAPER:.2g} on an A100). Peak memory {memory:.1f} GB. "
+            f"The device multiplies at {result['peak_flops'] / 1e12:.3g} TFLOP/s and copies at "
             f"{result['bandwidth'] / 1e9:.4g} GB/s.",
-            table([["", "s", "TFLOP", "model-FLOPs utilisation"], *rows]),
-            f"Reading the prompts at that rate and moving weights and cache at that bandwidth takes "
-            f"{number(result['generation_floor'])} s: {result['generation_floor'] / seconds['generation']:.0%} of what "
-            "generation took.",
+            table([["", "TFLOP", *heads], *rows]),
+            f"Reading the prompts at that rate and moving weights and cache at that bandwidth takes {number(floor)} s: "
+            f"{shares} of what generation took.",
         ]
     )
+
+
+def _cells(run: dict[str, Any], stage: str) -> list[str]:
+    return [number(run["seconds"][stage]), f"{run['utilisation'][stage]:.1%}"]
 
 
 if __name__ == "__main__":

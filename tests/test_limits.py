@@ -149,11 +149,12 @@ def test_it_runs_on_a_cpu(tmp_path, monkeypatch, capsys) -> None:
     )
     gpu.main()
     found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    assert len(found["rows"]) == 1
+    assert [len(run["rows"]) for run in found["algorithms"].values()] == [1, 1]
     assert found["workload"]["rollouts"] == 16
-    assert 0 < found["utilisation"]["total"] < 1
-    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["traceEvents"]
-    assert "episodes per second" in capsys.readouterr().out
+    assert all(0 < run["utilisation"]["total"] < 1 for run in found["algorithms"].values())
+    for name in ("KLQ", "PPO"):
+        assert json.loads((tmp_path / f"t-{name}.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert "| whole update |" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
