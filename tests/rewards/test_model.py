@@ -98,3 +98,16 @@ def test_rows_that_leave_no_token_for_padding_are_scored_one_by_one(tmp_path):
 
     assert scored(rows) == pytest.approx(alone, abs=1e-5)
     assert scored(rows[1:]) == pytest.approx(alone[1:], abs=1e-5)
+
+
+def test_rows_of_similar_length_are_read_together(path):
+    """Three quarters are short, and are not padded to the length of the rest."""
+    reward, read = RewardModel(path, append_eos=False), []
+    reward.model.register_forward_pre_hook(
+        lambda part, inputs, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    texts = [("the cat ", "sat " * (30 if i % 4 == 0 else 3)) for i in range(32)]
+    lengths = [len(row) for row in reward.tokenizer([prompt + text for prompt, text in texts])["input_ids"]]
+    scores = reward(completions(texts=texts)).tolist()
+    assert sum(read) == sum(lengths) < 32 * max(lengths) / 2
+    assert scores[:2] == pytest.approx([alone(path, prompt + text) for prompt, text in texts[:2]], abs=1e-5)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from klqlit.models.lengths import similar_lengths
 from klqlit.models.loading import (
     disable_dropout,
     embedding_rows,
@@ -70,13 +71,18 @@ class RewardModel(Reward):
         texts = [p + c for p, c in zip(completions.prompts, completions.completions, strict=True)]
         tokens = self.tokenizer(texts, verbose=False)["input_ids"]
         rows = [self._closed(row, ended) for row, ended in zip(tokens, completions.ended.tolist(), strict=True)]
-        # Similar lengths together: less padding to compute.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        groups = self._groups([len(row) for row in rows])
         # All are made before the first is read: a GPU would stand still while the next is made.
-        batches = [batch for chunk in chunks for batch in self._batches([rows[i] for i in chunk])]
+        batches = [batch for group in groups for batch in self._batches([rows[i] for i in group])]
         scores = torch.cat([self._score(*batch) for batch in batches]).to(completions.sequences.tokens.device)
-        return scores[torch.tensor(order, device=scores.device).argsort()]
+        order = torch.tensor([i for group in groups for i in group], device=scores.device)
+        return scores[order.argsort()]
+
+    def _groups(self, lengths: list[int]) -> list[list[int]]:
+        """Rows of similar length, at most `batch_size`: less padding to compute."""
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        chunks = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return [[chunk[i] for i in group] for chunk in chunks for group in similar_lengths([lengths[i] for i in chunk])]
 
     def _closed(self, tokens: list[int], ended: bool) -> list[int]:
         eos = self.tokenizer.eos_token_id
