@@ -6,7 +6,8 @@ tensor belongs to state ``s_t = (x, y_1..y_t)`` and action ``a_t = y_{t+1}``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -37,7 +38,7 @@ class Prompts:
         return len(self.texts)
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True)
 class Sequences:
     """Prompts with their responses as tokens: what a model is evaluated on."""
 
@@ -45,21 +46,18 @@ class Sequences:
     prompt_mask: Bool[Tensor, "B P"]
     tokens: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
-    _places: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    @property
+    @cached_property
     def places(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
         """Row and step of each real response token, in the order of the mask.
 
         An index by the mask finds them anew each time, and the CPU waits for the GPU meanwhile.
         """
-        if self._places is None or self._places[0].device != self.mask.device:
-            rows, steps = self.mask.nonzero(as_tuple=True)
-            self._places = rows, steps
-        return self._places
+        rows, steps = self.mask.nonzero(as_tuple=True)
+        return rows, steps
 
     @property
     def input_ids(self) -> Int[Tensor, "B S"]:

@@ -309,4 +309,4 @@ def unflatten(tensors: dict[str, torch.Tensor]) -> Experience:
 
 
 def _names(record: type[Sequences] | type[Experience]) -> list[str]:
-    return [field.name for field in fields(record) if field.init]
+    return [field.name for field in fields(record)]
