@@ -99,6 +99,19 @@ def test_models_that_cannot_be_recorded_are_left_alone(what, model_dir, monkeypa
     assert fixed_step(policy.model.base_model, policy._next_logits, cache, len(PROMPTS)) is None
 
 
+@torch.no_grad()
+def test_what_would_be_repeated_too_often_is_read_in_the_usual_way(policy, monkeypatch):
+    cache, config = ReservedCache(policy.model.config), policy.model.config
+    read(policy, cache)
+    grouped = cache.layers[0].keys.shape[1] < config.num_attention_heads
+    assert grouped == (config.model_type in ("llama", "qwen2"))
+    # Keys and values of 4 rows, 2 heads of 8 numbers, and 72 positions.
+    for limit, made in ((2 * 4 * 2 * 8 * 72 * 4, True), (2 * 4 * 2 * 8 * 72 * 4 - 1, not grouped)):
+        monkeypatch.setattr("klqlit.models.fixed_step.REPEATED", limit)
+        step = fixed_step(policy.model.base_model, policy._next_logits, cache, len(PROMPTS))
+        assert isinstance(step, FixedStep) == made
+
+
 def sampled(policy, device, **options):
     sampler = Sampler(response_length=BLOCK + 20, **options)
     with warnings.catch_warnings():
