@@ -19,6 +19,5 @@ def parse(algorithms: tuple[str, ...] = ()) -> argparse.Namespace:
         parser.add_argument("--processes", type=int, default=1, help="data-parallel processes, which share each update")
         parser.add_argument("--overhead", action="store_true", help="split the update into model work and the rest")
     arguments = parser.parse_args()
-    # What another thread computes is not counted: models that could go side by side go one after the other.
-    torch.set_num_threads(1 if arguments.count else arguments.threads)
+    torch.set_num_threads(arguments.threads)
     return arguments

@@ -164,6 +164,14 @@ def test_half_the_rows_take_half_the_activations(small):
     assert half.stages[2].activations == pytest.approx(whole.stages[2].activations / 2, rel=0.05)
 
 
+def test_what_is_computed_on_other_threads_is_seen_too(small, set_threads):
+    stages = []
+    for threads in (1, 2):
+        set_threads(threads)
+        stages.append(planned(small).plan.stages)
+    assert stages[0] == stages[1]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
