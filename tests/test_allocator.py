@@ -1,14 +1,10 @@
-"""Freed memory is kept: large tensors come back without a page fault. Fresh memory lies on huge pages."""
+"""Freed memory is kept: large tensors come back without a page fault."""
 
-import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-from klqlit.allocator import use_huge_pages
 
 PROGRAM = """
 import resource
@@ -38,66 +34,3 @@ def faults(option):
 def test_memory_of_a_large_tensor_is_not_faulted_in_again():
     """48 MiB are 12,288 pages of 4 KiB, or 24 huge ones."""
     assert faults("keep") < faults("give back") / 2
-
-
-FRESH = """
-import resource
-import sys
-
-from klqlit.allocator import use_huge_pages
-
-if sys.argv[1] == "huge":
-    use_huge_pages()
-import torch
-
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(12 * 2**20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-FIRST = """
-import os
-import sys
-
-from klqlit import cli
-
-
-class Watch:
-    def find_spec(self, name, *rest):
-        if name == "torch":
-            print(os.environ.get("THP_MEM_ALLOC_ENABLE"), flush=True)
-            os._exit(0)
-
-
-assert "torch" not in sys.modules
-sys.meta_path.insert(0, Watch())
-cli.main(["fit"])
-"""
-
-
-def run(program, *options):
-    clean = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *options], check=True, capture_output=True, text=True, timeout=120, env=clean
-    )
-    return done.stdout.strip()
-
-
-def huge_pages():
-    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return file.exists() and "[never]" not in file.read_text()
-
-
-@pytest.mark.skipif(not huge_pages(), reason="this kernel gives no huge pages")
-def test_fresh_memory_lies_on_huge_pages():
-    assert int(run(FRESH, "huge")) < int(run(FRESH, "small")) / 2
-
-
-def test_the_command_line_asks_for_them_before_it_imports_torch():
-    assert run(FIRST) == "1"
-
-
-def test_what_the_environment_says_stays(monkeypatch):
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
-    use_huge_pages()
-    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"

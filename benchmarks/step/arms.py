@@ -7,13 +7,11 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from klqlit.allocator import HUGE_PAGES
 from step.measuring import Machine
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
@@ -29,7 +27,6 @@ class Arm:
     module: str
     options: tuple[str, ...] = ()
     python: str = sys.executable
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, directory: Path, **options: Any) -> dict[str, Any]:
         """Run it on the workload in `directory`; what it wrote."""
@@ -41,7 +38,6 @@ class Arm:
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *filter(None, [os.environ.get("PYTHONPATH")])]),
                 "HF_HUB_OFFLINE": "1",
-                **self.environment,
             }
             done = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -49,9 +45,8 @@ class Arm:
             return json.loads(out.read_text(encoding="utf-8"))
 
 
-# With the environment that the command line makes.
-KLQ = Arm(name="klqlit KLQ", module="step.klqlit_arm", options=("--algorithm=KLQ",), environment=HUGE_PAGES)
-PPO = Arm(name="klqlit PPO", module="step.klqlit_arm", options=("--algorithm=PPO",), environment=HUGE_PAGES)
+KLQ = Arm(name="klqlit KLQ", module="step.klqlit_arm", options=("--algorithm=KLQ",))
+PPO = Arm(name="klqlit PPO", module="step.klqlit_arm", options=("--algorithm=PPO",))
 PLAIN = Arm(name="plain PyTorch", module="step.plain_arm")
 
 

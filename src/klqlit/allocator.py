@@ -1,24 +1,10 @@
-"""Main memory for large tensors: on huge pages, and kept for the next ones when they leave it behind."""
+"""Main memory that large tensors leave behind is kept for the next ones."""
 
 import ctypes
-import os
 import platform
 
 # From malloc.h of the GNU C library.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""PyTorch reads it when it makes the first tensor of the process."""
-
-
-def use_huge_pages() -> None:
-    """Let PyTorch ask Linux for pages of 2 MiB under large tensors, unless the environment says otherwise.
-
-    A fresh block then costs one fault in 2 MiB instead of 512. To be called before torch is imported. Does nothing
-    where /sys/kernel/mm/transparent_hugepage/enabled says `never`.
-    """
-    for name, value in HUGE_PAGES.items():
-        os.environ.setdefault(name, value)
 
 
 def keep_freed_memory() -> None:

@@ -81,9 +81,6 @@ def show_trace(kind: type[BaseException], error: BaseException, trace: Traceback
 
 
 def _run(command: str, options: list[str]) -> int:
-    from klqlit.allocator import use_huge_pages
-
-    use_huge_pages()  # before what follows imports torch
     from klqlit.algorithms.checks import StaleRollout
     from klqlit.algorithms.divergence import Divergence
     from klqlit.judges.base import JudgeStopped
