@@ -218,7 +218,7 @@ class Experience:
         """The given rows, without the columns that are padding in all of them."""
         sequences = self.sequences.select(rows)
         width = sequences.tokens.shape[1]
-        per_token = [part.name for part in fields(self) if part.name != "sequences"]
+        per_token = [field.name for field in fields(self) if field.name != "sequences"]
         return replace(self, sequences=sequences, **{name: getattr(self, name)[rows, :width] for name in per_token})
 
 

@@ -118,13 +118,13 @@ def fixed_step(
     layers = key_values.reserved_layers
     if (
         layers is None
-        # Sharded blocks gather their weights as they go.
-        or any(isinstance(module, FSDPModule) for module in model.modules())
         # transformers knows which models can be recorded whole.
         or not model._can_compile_fullgraph
         or model.config._attn_implementation != "sdpa"
         or not takes_positions(model)
         or _repeated_bytes(model, layers[0], rows) > REPEATED
+        # Sharded blocks gather their weights as they go.
+        or any(isinstance(module, FSDPModule) for module in model.modules())
     ):
         return None
     return FixedStep(forward, key_values, layers, rows)
