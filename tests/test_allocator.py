@@ -25,12 +25,44 @@ print(min(faults[-8:]))
 """
 
 
-def faults(option):
-    program = [sys.executable, "-c", PROGRAM, option]
-    return int(subprocess.run(program, check=True, capture_output=True, text=True, timeout=120).stdout)
+OTHER_THREAD = """
+import resource
+import sys
+from threading import Thread
+
+import torch
+
+from klqlit.allocator import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
+def make():
+    return [torch.ones(2**20) for _ in range(64)]
+
+
+thread = Thread(target=make)
+thread.start()
+thread.join()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+made = make()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
+
+
+def faults(option, program=PROGRAM):
+    command = [sys.executable, "-c", program, option]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout)
+
+
 def test_memory_of_a_large_tensor_is_not_faulted_in_again():
     """48 MiB are 12,288 pages of 4 KiB, or 24 huge ones."""
     assert faults("keep") < faults("give back") / 2
+
+
+def test_memory_that_one_thread_freed_serves_another():
+    """256 MiB are 65,536 pages of 4 KiB, or 128 huge ones."""
+    assert faults("keep", OTHER_THREAD) < faults("give back", OTHER_THREAD) / 2
