@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +64,8 @@ def computes_again(model: nn.Module) -> bool:
 
 
 def _reads_one_position(mlp: nn.Module) -> bool:
+    if len(signature(mlp.forward).parameters) != 1:
+        return False  # BLOOM's adds the residual stream
     parts = list(mlp.children())
     with_weights = [part for part in parts if any(True for _ in part.parameters())]
     return all(not list(part.children()) for part in parts) and all(
