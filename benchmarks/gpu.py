@@ -78,25 +78,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     runs = {name: train(name, workload, arguments) for name in arguments.algorithms}
     rate = arguments.peak_tflops * 1e12 if arguments.peak_tflops else product_rate(arguments.device, arguments.tiny)
     bandwidth = copy_bandwidth(arguments.device, arguments.tiny)
+    work = model_flops(workload)
     return {
         "workload": asdict(workload),
         "peak_flops": rate,
         "bandwidth": bandwidth,
-        "flops": model_flops(workload),
+        "flops": work,
         "generation_floor": decode_bytes(workload) / bandwidth + prefill_flops(workload) / rate,
-        "algorithms": {name: summary(rows, memory, workload, rate) for name, (rows, memory) in runs.items()},
+        "algorithms": {
+            name: summary(rows, memory, workload.rollouts, work, rate) for name, (rows, memory) in runs.items()
+        },
     }
 
 
-def summary(rows: list[dict[str, Any]], memory: float, workload: Workload, rate: float) -> dict[str, Any]:
+def summary(
+    rows: list[dict[str, Any]], memory: float, rollouts: int, work: dict[str, float], rate: float
+) -> dict[str, Any]:
     """Medians, and what they make of the device."""
     seconds = {name: median(row[name] for row in rows) for name in ("total", *STAGES, "rest")}
-    work = model_flops(workload)
     return {
         "rows": rows,
         "seconds": seconds,
         "memory_gb": memory,
-        "episodes_per_second": workload.rollouts / seconds["total"],
+        "episodes_per_second": rollouts / seconds["total"],
         "utilisation": {name: work[name] / seconds[name] / rate for name in STAGES}
         | {"total": sum(work.values()) / seconds["total"] / rate},
     }

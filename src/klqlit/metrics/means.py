@@ -70,7 +70,7 @@ class Means(nn.Module):
         """Sum and count by name and rank: what a checkpoint keeps. All ranks must call it."""
         means = {name: self._mean(name) for name in self.metrics}
         mine = {name: torch.stack([mean.total, mean.count]).cpu() for name, mean in means.items()}
-        if not (dist.is_available() and dist.is_initialized()):
+        if not dist.is_initialized():
             return {name: pair[None] for name, pair in mine.items()}
         parts: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, mine)
@@ -79,7 +79,7 @@ class Means(nn.Module):
     def restore(self, sums: dict[str, Float[Tensor, "R 2"]]) -> None:
         """Continue from what `sums` returned: each rank from its own part, or, on another number of ranks, the first
         from all of them."""
-        several = dist.is_available() and dist.is_initialized()
+        several = dist.is_initialized()
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         self.reset()
         for name, parts in sums.items():

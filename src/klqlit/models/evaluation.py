@@ -37,7 +37,7 @@ def _go_side_by_side(policy: LanguagePolicy, critic: Critic) -> bool:
         and torch.get_num_threads() > 1
         # What watches operators, as the planning of memory does, sees those of its own thread only.
         and not is_in_torch_dispatch_mode()
-        and not (dist.is_available() and dist.is_initialized())
+        and not dist.is_initialized()
         # Blocks that are computed again put the random state back, which the threads share.
         and not any(computes_again(model) for model in (policy, critic))
     )

@@ -199,7 +199,7 @@ def export(
         card: text of README.md.
         temperature: at which the model is meant to be sampled.
     """
-    several = distributed.is_available() and distributed.is_initialized()
+    several = distributed.is_initialized()
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not several or distributed.get_rank() == 0:
         target = Path(directory)

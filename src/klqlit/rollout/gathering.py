@@ -25,7 +25,7 @@ def gather(rollout: Rollout) -> Rollout:
 
 def everywhere(value: T) -> list[T]:
     """What each rank gave, in rank order: a small object that pickles. All ranks must call it."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
