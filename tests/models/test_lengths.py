@@ -55,7 +55,7 @@ def test_groups_hold_every_row_once_and_no_cut_is_left_that_pays(sizes):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_groups_change_neither_logprobs_nor_values_nor_gradients(architecture, model_dir, monkeypatch):
-    policy = LanguagePolicy(model_dir(architecture))
+    policy = LanguagePolicy(model_dir(architecture), attn_implementation="eager")
     critic = SeparateCritic(policy)
     torch.nn.init.ones_(critic.head.weight)
     prompts = [[*range(3, 3 + size)] for size in (2, 30, 4, 25, 3)]

@@ -1,5 +1,7 @@
 """What a causal model makes of the states before each response token."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
@@ -9,17 +11,25 @@ from transformers import PreTrainedModel
 
 from klqlit.models.embedded_once import embedded_once
 from klqlit.models.last_mlp import last_mlp_before_tokens
-from klqlit.models.lengths import similar_lengths
+from klqlit.models.lengths import WORTHWHILE, similar_lengths
+from klqlit.models.packed import can_be_packed, packed, rows_apart
 from klqlit.types import AlignedRows, Sequences
 
 
 def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]:
     """The trunk's last hidden state before each real response token, in the order of `sequences.mask`.
 
-    Rows start at column 0, so that causal attention alone keeps padding out: no mask, no positions to give. Rows of
-    similar length go through the trunk together.
+    Rows of different lengths are packed where the trunk allows it. Otherwise rows of similar length go through it
+    together; they start at column 0, so that causal attention alone keeps padding out: no mask, no positions to give.
     """
-    groups = [[*range(len(sequences))]] if _is_sharded(trunk) else similar_lengths(_lengths(sequences))
+    lengths = _lengths(sequences)
+    if _is_sharded(trunk):
+        return _states(trunk, sequences.aligned())
+    if _is_ragged(lengths) and can_be_packed(trunk):
+        aligned, where = packed(sequences)
+        with rows_apart(trunk):
+            return _states(trunk, aligned, **where)
+    groups = similar_lengths(lengths)
     if len(groups) == 1:
         return _states(trunk, sequences.aligned())
     order = torch.tensor([row for group in groups for row in group], device=sequences.mask.device)
@@ -80,14 +90,18 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     return torch.equal(head(hidden), model(input_ids=tokens, use_cache=False).logits)
 
 
-def _states(trunk: nn.Module, aligned: AlignedRows) -> Float[Tensor, "N H"]:
+def _states(trunk: nn.Module, aligned: AlignedRows, **where: Any) -> Float[Tensor, "N H"]:
     with last_mlp_before_tokens(trunk, aligned):
-        hidden = trunk(input_ids=aligned.tokens, use_cache=False).last_hidden_state
+        hidden = trunk(input_ids=aligned.tokens, use_cache=False, **where).last_hidden_state
     return hidden[aligned.rows, aligned.columns]
 
 
 def _lengths(sequences: Sequences) -> list[int]:
     return sequences.attention_mask.sum(dim=1).tolist()
+
+
+def _is_ragged(lengths: list[int]) -> bool:
+    return sum(lengths) < (1 - WORTHWHILE) * len(lengths) * max(lengths)
 
 
 def _is_sharded(trunk: nn.Module) -> bool:

@@ -1,0 +1,122 @@
+"""Rows of different lengths go through a trunk as one long row, without padding: attention alone takes them apart."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from klqlit.models.blocks import transformer_blocks
+from klqlit.models.cache import ReservedCache
+from klqlit.models.last_mlp import computes_again
+from klqlit.models.positions import takes_positions
+from klqlit.types import AlignedRows, Sequences
+
+ROW_BY_ROW = "klqlit_row_by_row"
+"""Name of `row_by_row` among the attention functions of transformers. None of its masks has that name: none is made."""
+
+_keeps_rows_apart: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def row_by_row(
+    module: nn.Module,
+    query: Float[Tensor, "1 heads N D"],
+    key: Float[Tensor, "1 groups N D"],
+    value: Float[Tensor, "1 groups N D"],
+    mask: None,
+    *,
+    row_lengths: Sequence[int] | None = None,
+    **options: Any,
+) -> tuple[Float[Tensor, "1 N heads D"], None]:
+    """Causal attention within each of the rows that follow one another: an attention function of transformers.
+
+    Args:
+        module: the attention of a block.
+        query: of all rows.
+        key: of all rows.
+        value: of all rows.
+        mask: none is needed.
+        row_lengths: tokens of each row; they sum up to N. None where the model does not pass it on: a single row.
+        options: of `sdpa_attention_forward`.
+    """
+    sizes = row_lengths or [query.shape[2]]
+    rows = zip(*(states.split(sizes, dim=2) for states in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
+
+
+AttentionInterface.register(ROW_BY_ROW, row_by_row)
+
+
+@contextmanager
+def rows_apart(trunk: PreTrainedModel) -> Iterator[None]:
+    """Within, the trunk reads what `packed` gives it."""
+    config = trunk.config
+    before, config._attn_implementation = config._attn_implementation, ROW_BY_ROW
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def packed(sequences: Sequences) -> tuple[AlignedRows, dict[str, Any]]:
+    """All rows in a single one, and the arguments that tell a model where each begins."""
+    rows, lengths = sequences.aligned(), sequences.attention_mask.sum(dim=1) - 1
+    columns = torch.arange(rows.tokens.shape[1], device=lengths.device)
+    real = (columns < lengths[:, None]).nonzero(as_tuple=True)
+    starts = lengths.cumsum(dim=0) - lengths
+    aligned = AlignedRows(
+        tokens=rows.tokens[real][None],
+        rows=torch.zeros_like(rows.rows),
+        columns=starts[rows.rows] + rows.columns,
+    )
+    return aligned, {"position_ids": real[1][None], "row_lengths": lengths.tolist()}
+
+
+def can_be_packed(trunk: nn.Module) -> TypeGuard[PreTrainedModel]:
+    """Whether packed rows do not see each other in `trunk`, and cost less than padded ones.
+
+    On a GPU starting a kernel for each row would cost more than padding does.
+    """
+    return (
+        isinstance(trunk, PreTrainedModel)
+        and trunk.device.type == "cpu"
+        and trunk.config._attn_implementation == "sdpa"
+        # Blocks that are computed again on the way back would find the usual attention.
+        and not computes_again(trunk)
+        # For any number of rows they would be compiled anew.
+        and all(part._compiled_call_impl is None for block in transformer_blocks(trunk) for part in block.modules())
+        and _are_apart(trunk)
+    )
+
+
+def _are_apart(trunk: PreTrainedModel) -> bool:
+    if trunk not in _keeps_rows_apart:
+        _keeps_rows_apart[trunk] = (
+            trunk._supports_attention_backend
+            and takes_positions(trunk)
+            # Windows, states that go on from row to row, and whatever else has a cache of its own.
+            and ReservedCache(trunk.config).reserved_layers is not None
+            and _read_alike(trunk)
+        )
+    return _keeps_rows_apart[trunk]
+
+
+@torch.no_grad()
+def _read_alike(trunk: PreTrainedModel) -> bool:
+    """Whether two rows are read like each alone: no attribute tells it of all models."""
+    tokens, row_lengths = torch.arange(5), [2, 3]
+    # Casts of weights that were made here, without gradients, would be kept for those who need them.
+    with torch.autocast("cpu", enabled=False):
+        alone = [trunk(input_ids=row[None], use_cache=False).last_hidden_state for row in tokens.split(row_lengths)]
+        with rows_apart(trunk):
+            positions = torch.cat([torch.arange(length) for length in row_lengths])
+            together = trunk(
+                input_ids=tokens[None], position_ids=positions[None], row_lengths=row_lengths, use_cache=False
+            ).last_hidden_state
+    expected = torch.cat(alone, dim=1)
+    return bool((together - expected).abs().max() <= torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max())
