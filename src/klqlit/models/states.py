@@ -30,17 +30,7 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
         with rows_apart(trunk):
             return _states(trunk, aligned, **where)
     groups = similar_lengths(lengths)
-    if len(groups) == 1:
-        return _states(trunk, sequences.aligned())
-    order = torch.tensor([row for group in groups for row in group], device=sequences.mask.device)
-    # Where the tokens of the rows in their new order stand in the old one.
-    place = torch.zeros_like(sequences.mask, dtype=torch.long)
-    place[sequences.places] = torch.arange(len(sequences.places[0]), device=place.device)
-    place = place[order][sequences.mask[order]]
-    parts = [sequences.select(rows).aligned() for rows in order.split([len(group) for group in groups])]
-    with embedded_once(trunk, [part.tokens for part in parts]):
-        states = torch.cat([_states(trunk, part) for part in parts])
-    return states.index_select(0, place.argsort())
+    return _states(trunk, sequences.aligned()) if len(groups) == 1 else _states_in_groups(trunk, sequences, groups)
 
 
 def token_logits(model: PreTrainedModel, sequences: Sequences) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
@@ -94,6 +84,18 @@ def _states(trunk: nn.Module, aligned: AlignedRows, **where: Any) -> Float[Tenso
     with last_mlp_before_tokens(trunk, aligned):
         hidden = trunk(input_ids=aligned.tokens, use_cache=False, **where).last_hidden_state
     return hidden[aligned.rows, aligned.columns]
+
+
+def _states_in_groups(trunk: nn.Module, sequences: Sequences, groups: list[list[int]]) -> Float[Tensor, "N H"]:
+    order = torch.tensor([row for group in groups for row in group], device=sequences.mask.device)
+    # Where the tokens of the rows in their new order stand in the old one.
+    place = torch.zeros_like(sequences.mask, dtype=torch.long)
+    place[sequences.places] = torch.arange(len(sequences.places[0]), device=place.device)
+    place = place[order][sequences.mask[order]]
+    parts = [sequences.select(rows).aligned() for rows in order.split([len(group) for group in groups])]
+    with embedded_once(trunk, [part.tokens for part in parts]):
+        states = torch.cat([_states(trunk, part) for part in parts])
+    return states.index_select(0, place.argsort())
 
 
 def _lengths(sequences: Sequences) -> list[int]:
