@@ -22,6 +22,15 @@ PROMPTS = [[3, 4, 5], [6], [8, 9, 10, 11, 12], [13, 14]]
 RESPONSES = [[20, 21], [22, 23, 24, 25, 26, 27], [28], [29, 30, 31]]
 LENGTHS = [4, 6, 5, 4]  # without the last token of each, which predicts nothing
 
+SMALL = {
+    "vocab_size": 320,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
 examples = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
 
@@ -157,17 +166,13 @@ def test_compiled_blocks_are_left_alone(llama):
 
 @pytest.mark.parametrize("window", [None, 4096])
 def test_windows_are_left_alone(window):
-    size = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    trunk = MistralModel(MistralConfig(**size, **heads, sliding_window=window))
+    trunk = MistralModel(MistralConfig(**SMALL, sliding_window=window))
     assert can_be_packed(trunk) == (window is None)
 
 
 def test_states_that_go_from_token_to_token_are_left_alone(sequences):
-    size = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     torch.manual_seed(0)
-    trunk = Lfm2Model(Lfm2Config(**size, **heads, layer_types=["conv", "full_attention"]))
+    trunk = Lfm2Model(Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]))
     assert not can_be_packed(trunk)
     assert tokens_read(trunk, sequences) == [24]
 

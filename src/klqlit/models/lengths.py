@@ -1,12 +1,17 @@
-"""Rows of similar length side by side: less padding to compute."""
+"""Rows of different lengths: when their padding is worth sparing, and which of them to put side by side."""
 
 from collections.abc import Sequence
 
 WORTHWHILE = 0.1
-"""Share of the computed tokens that a cut must spare: each group is a pass of its own."""
+"""Share of the tokens that must be spared: each group costs a pass, and each packed row attention, of its own."""
 
 FEWEST = 128
 """Tokens a group must have: below, a pass costs more than its tokens."""
+
+
+def is_ragged(lengths: Sequence[int]) -> bool:
+    """Whether rows that are padded to the longest would be padding to a worthwhile share."""
+    return sum(lengths) < (1 - WORTHWHILE) * len(lengths) * max(lengths)
 
 
 def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:

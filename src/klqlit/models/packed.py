@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from klqlit.models.blocks import transformer_blocks
 from klqlit.models.cache import ReservedCache
 from klqlit.models.last_mlp import computes_again
 from klqlit.models.positions import takes_positions
@@ -89,7 +88,7 @@ def can_be_packed(trunk: nn.Module) -> TypeGuard[PreTrainedModel]:
         # Blocks that are computed again on the way back would find the usual attention.
         and not computes_again(trunk)
         # For any number of rows they would be compiled anew.
-        and all(part._compiled_call_impl is None for block in transformer_blocks(trunk) for part in block.modules())
+        and all(part._compiled_call_impl is None for part in trunk.modules())
         and _are_apart(trunk)
     )
 

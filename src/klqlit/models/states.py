@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from klqlit.models.embedded_once import embedded_once
 from klqlit.models.last_mlp import last_mlp_before_tokens
-from klqlit.models.lengths import WORTHWHILE, similar_lengths
+from klqlit.models.lengths import is_ragged, similar_lengths
 from klqlit.models.packed import can_be_packed, packed, rows_apart
 from klqlit.types import AlignedRows, Sequences
 
@@ -22,10 +22,10 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
     Rows of different lengths are packed where the trunk allows it. Otherwise rows of similar length go through it
     together; they start at column 0, so that causal attention alone keeps padding out: no mask, no positions to give.
     """
-    lengths = _lengths(sequences)
     if _is_sharded(trunk):
         return _states(trunk, sequences.aligned())
-    if _is_ragged(lengths) and can_be_packed(trunk):
+    lengths = sequences.attention_mask.sum(dim=1).tolist()
+    if is_ragged(lengths) and can_be_packed(trunk):
         aligned, where = packed(sequences)
         with rows_apart(trunk):
             return _states(trunk, aligned, **where)
@@ -96,14 +96,6 @@ def _states_in_groups(trunk: nn.Module, sequences: Sequences, groups: list[list[
     with embedded_once(trunk, [part.tokens for part in parts]):
         states = torch.cat([_states(trunk, part) for part in parts])
     return states.index_select(0, place.argsort())
-
-
-def _lengths(sequences: Sequences) -> list[int]:
-    return sequences.attention_mask.sum(dim=1).tolist()
-
-
-def _is_ragged(lengths: list[int]) -> bool:
-    return sum(lengths) < (1 - WORTHWHILE) * len(lengths) * max(lengths)
 
 
 def _is_sharded(trunk: nn.Module) -> bool:
