@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two for the suite's own workers; more only costs memory on a laptop.
 WORKERS ?= 2
 
-.PHONY: quickstart test lint mutation soak audit clean
+.PHONY: quickstart test lint mutation soak audit oldest clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,16 @@ audit: $(VENV)/installed  ## known vulnerabilities of all that is installed; wha
 	$(AUDIT)/bin/python -m pip install --quiet --upgrade pip-audit
 	$(AUDIT)/bin/pip-audit --strict --skip-editable --progress-spinner off --vulnerability-service $(SERVICE) \
 		--path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+UV := $(VENV)-uv
+OLDEST := $(VENV)-oldest
+
+oldest:  ## the tests with the oldest Python and packages that pyproject.toml allows: about 20 minutes
+	test -x $(UV)/bin/uv || $(PYTHON) -m venv $(UV)
+	$(UV)/bin/python -m pip install --quiet --upgrade uv
+	$(UV)/bin/uv venv --quiet --clear --python 3.10 $(OLDEST)
+	$(UV)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable ".[test]"
+	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs

@@ -137,7 +137,7 @@ def set_hazard(policy: GPTNeoXForCausalLM, workload: Workload) -> None:
     with torch.no_grad():
         policy.gpt_neox.final_layer_norm.bias.fill_(BIAS)
         for token, logit in ((EOS, eos), (workload.pad, NEVER)):
-            policy.lm_head.weight[token].fill_(logit / (BIAS * workload.hidden))
+            policy.get_output_embeddings().weight[token].fill_(logit / (BIAS * workload.hidden))
 
 
 def make_tokenizer(workload: Workload) -> PreTrainedTokenizerBase:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -184,8 +185,9 @@ def test_broken_lines_of_csv(tmp_path_factory, malformed, at, change):
     }[change]
     file = write(tmp_path_factory.getbasetemp(), "rows.csv", "\n".join(lines).encode())
     message = refusal(lambda: TableSource(file).rows("train"))
-    # An open quote swallows what follows: it is known at the end.
-    place = f"row {at + 1}" if change == "a NUL" else f"line {len(ROWS) + 1 if change == 'an open quote' else at + 2}"
+    # An open quote swallows what follows: it is known at the end. Python 3.10 reads no NUL.
+    whole_row = change == "a NUL" and sys.version_info >= (3, 11)
+    place = f"row {at + 1}" if whole_row else f"line {len(ROWS) + 1 if change == 'an open quote' else at + 2}"
     assert f"rows.csv, {place}" in message
     malformed["broken CSV"] += 1
 
