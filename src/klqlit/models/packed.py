@@ -107,15 +107,23 @@ def _are_apart(trunk: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def _read_alike(trunk: PreTrainedModel) -> bool:
-    """Whether two rows are read like each alone: no attribute tells it of all models."""
-    tokens, row_lengths = torch.arange(5), [2, 3]
+    """Whether a row behind another is read as it is alone, whatever that holds: no attribute tells it of all models."""
+    row, positions = [2, 3, 4], torch.tensor([[0, 1, 0, 1, 2]])
+
+    def behind(first: list[int]) -> Tensor:
+        tokens = torch.tensor([[*first, *row]])
+        output = trunk(input_ids=tokens, position_ids=positions, row_lengths=[len(first), len(row)], use_cache=False)
+        return output.last_hidden_state[:, len(first) :]
+
     # Casts of weights that were made here, without gradients, would be kept for those who need them.
     with torch.autocast("cpu", enabled=False):
-        alone = [trunk(input_ids=row[None], use_cache=False).last_hidden_state for row in tokens.split(row_lengths)]
+        alone = trunk(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state
         with rows_apart(trunk):
-            positions = torch.cat([torch.arange(length) for length in row_lengths])
-            together = trunk(
-                input_ids=tokens[None], position_ids=positions[None], row_lengths=row_lengths, use_cache=False
-            ).last_hidden_state
-    expected = torch.cat(alone, dim=1)
-    return bool((together - expected).abs().max() <= torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max())
+            one, other = behind([0, 1]), behind([3, 4])
+    eps = torch.finfo(alone.dtype).eps
+    # With small weights little leaks from row to row, but more than rounding does.
+    return _near(one, alone, eps**0.5) and _near(one, other, 8 * eps)
+
+
+def _near(one: Tensor, other: Tensor, share: float) -> bool:
+    return bool((one - other).abs().max() <= share * other.abs().max())
