@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "disk", "redaction", "run_folder", "allocator", "printable"},
+    {"version", "seeding", "tokenising", "files", "disk", "redaction", "run_folder", "allocator", "printable", "ranks"},
     {"types"},
     {"data", "metrics"},
     {"models"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-LEAVES = {"functional", "version", "seeding", "tokenising", "types"}
+LEAVES = {"functional", "version", "seeding", "tokenising", "types", "ranks"}
 
 # Attributes named by the fields of a record, or by the configured names of a parser: no probing.
 NAMED_FIELDS = {"types.py", "data/online.py", "rollout/gathering.py"}

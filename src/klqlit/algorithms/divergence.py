@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
 from klqlit.functional import masked_sum
-from klqlit.rollout.gathering import everywhere
+from klqlit.ranks import everywhere
 from klqlit.types import Minibatch, Sequences
 
 BROKEN = ("parameters_not_finite", "gradients_not_finite")

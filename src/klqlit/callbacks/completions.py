@@ -9,7 +9,7 @@ import lightning as L
 from klqlit.algorithms.comparison import Scored
 from klqlit.files import replace_json
 from klqlit.judges.matching import prompt_id
-from klqlit.rollout.gathering import everywhere
+from klqlit.ranks import everywhere
 
 
 @final

@@ -18,7 +18,7 @@ from klqlit.judges.matching import Response, match, prompt_id, read_completions
 from klqlit.judges.protocol import JudgingInterrupted, judge_pairs
 from klqlit.judges.records import JudgedPair, Pair
 from klqlit.judges.summary import summarise
-from klqlit.rollout.gathering import everywhere
+from klqlit.ranks import everywhere
 
 GRACE_SECONDS = 10.0
 """After the end of a round's time, for the answers that are under way: they are paid for."""

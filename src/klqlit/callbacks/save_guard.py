@@ -7,7 +7,7 @@ import lightning as L
 
 from klqlit.algorithms.divergence import Divergence, broken_parts
 from klqlit.disk import bytes_of, check_space, free_bytes
-from klqlit.rollout.gathering import everywhere
+from klqlit.ranks import everywhere
 
 
 @final

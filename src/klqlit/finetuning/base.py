@@ -16,7 +16,7 @@ from klqlit.functional.checks import check_not_negative, check_positive
 from klqlit.metrics.means import Means
 from klqlit.models.loading import export, max_positions
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
-from klqlit.rollout.gathering import everywhere
+from klqlit.ranks import everywhere
 from klqlit.strategies.fully_sharded import shard_models
 from klqlit.version import __version__
 

@@ -1,12 +1,14 @@
 """Weighted means that are right under any split over ranks and micro-batches."""
 
-from typing import Any, final
+from typing import final
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics import Metric
+
+from klqlit.ranks import everywhere
 
 
 @final
@@ -70,10 +72,7 @@ class Means(nn.Module):
         """Sum and count by name and rank: what a checkpoint keeps. All ranks must call it."""
         means = {name: self._mean(name) for name in self.metrics}
         mine = {name: torch.stack([mean.total, mean.count]).cpu() for name, mean in means.items()}
-        if not dist.is_initialized():
-            return {name: pair[None] for name, pair in mine.items()}
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, mine)
+        parts = everywhere(mine)
         return {name: torch.stack([part[name] for part in parts]) for name in mine}
 
     def restore(self, sums: dict[str, Float[Tensor, "R 2"]]) -> None:

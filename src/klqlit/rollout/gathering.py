@@ -5,15 +5,11 @@ whitening, metrics and token counts are then those of the global batch, minibatc
 checkpoint of one rank holds the phase of all, whatever the number of ranks it is resumed with.
 """
 
-from typing import Any, TypeVar
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from klqlit.ranks import everywhere
 from klqlit.types import Completions, Rollout, Sequences
-
-T = TypeVar("T")
 
 
 def gather(rollout: Rollout) -> Rollout:
@@ -21,15 +17,6 @@ def gather(rollout: Rollout) -> Rollout:
     rollout = to_cpu(rollout)
     parts = everywhere(rollout)
     return rollout if len(parts) == 1 else concatenate(parts)
-
-
-def everywhere(value: T) -> list[T]:
-    """What each rank gave, in rank order: a small object that pickles. All ranks must call it."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return [value]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
-    return parts
 
 
 def concatenate(parts: list[Rollout]) -> Rollout:

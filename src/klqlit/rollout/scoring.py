@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klqlit.models.critic import Critic
 from klqlit.models.policy import Policy
-from klqlit.rollout.gathering import everywhere
+from klqlit.ranks import everywhere
 from klqlit.types import Completions, Sequences
 
 
