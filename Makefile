@@ -50,4 +50,4 @@ oldest:  ## the tests with the oldest Python and packages that pyproject.toml al
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(AUDIT) $(UV) $(OLDEST) runs
