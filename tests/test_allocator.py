@@ -1,4 +1,4 @@
-"""Freed memory is kept: large tensors come back without a page fault."""
+"""Freed memory is kept, so that large tensors come back without a page fault, until it is given back."""
 
 import platform
 import subprocess
@@ -66,3 +66,36 @@ def test_memory_of_a_large_tensor_is_not_faulted_in_again():
 def test_memory_that_one_thread_freed_serves_another():
     """256 MiB are 65,536 pages of 4 KiB, or 128 huge ones."""
     assert faults("keep", OTHER_THREAD) < faults("give back", OTHER_THREAD) / 2
+
+
+RETURNED = """
+from pathlib import Path
+
+import torch
+
+from klqlit.allocator import keep_freed_memory, return_freed_memory
+
+
+def resident():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+
+
+keep_freed_memory()
+
+large = [torch.ones(2**20) for _ in range(64)]
+behind = torch.ones(16)  # so that not only the end of the heap is given back
+before = resident()
+del large
+kept = resident()
+return_freed_memory()
+print(before - kept, before - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is resident")
+def test_freed_memory_goes_back_when_it_is_asked_for():
+    """256 MiB, of which nothing went back before."""
+    done = subprocess.run([sys.executable, "-c", RETURNED], check=True, capture_output=True, text=True, timeout=120)
+    kept, returned = (int(number) / 2**20 for number in done.stdout.split())
+    assert kept < 8
+    assert returned > 240

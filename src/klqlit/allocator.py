@@ -1,4 +1,4 @@
-"""Main memory that large tensors leave behind is kept for the next ones."""
+"""Main memory that large tensors leave behind: kept for the next ones, or given back."""
 
 import ctypes
 import platform
@@ -20,3 +20,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_ARENA_MAX, 1)
+
+
+def return_freed_memory() -> None:
+    """Give the kernel all pages of the heap that nothing lies in. Does nothing where the C library is not GNU's."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

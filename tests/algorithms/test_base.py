@@ -1,6 +1,8 @@
 """What every online algorithm shares, seen in real runs of a tiny model."""
 
+import copy
 import math
+import sys
 
 import lightning as L
 import pytest
@@ -27,6 +29,7 @@ from runs import (
     make_data,
     make_module,
     make_trainer,
+    memory_of_file,
     nothing,
     two_rows,
     vowels,
@@ -273,6 +276,35 @@ def test_frozen_parts_get_no_gradient_and_never_change(fit, algorithm):
     first, last = watch.weights[0], watch.weights[-1]
     changed = {name.split(".")[0] for name in first if not torch.equal(first[name], last[name])}
     assert {"policy", "critic"} <= changed
+
+
+class FrozenMemory(L.Callback):
+    """What each part's file has in main memory at the end of a phase's steps; None for parts that lie in no file."""
+
+    def on_train_epoch_end(self, trainer, module):
+        parts = {name.split(".")[0]: parameter for name, parameter in module.named_parameters()}
+        self.seen = {part: memory_of_file(parameter) for part, parameter in parts.items()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="weights are moved to a file on Linux only")
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_frozen_weights_take_no_memory_in_training(quitter_dir, tmp_path, algorithm):
+    memory = FrozenMemory()
+    module = make_module(quitter_dir, algorithm, reward=Weighing(), gold=Weighing())
+    make_trainer(tmp_path, memory).fit(module, make_data())
+    assert memory.seen == {"policy": None, "critic": None, "reference": 0, "reward": 0, "gold": 0}
+    close(weights(copy.deepcopy(module)), weights(module), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_where_frozen_weights_lie_changes_no_number(fit, algorithm, monkeypatch):
+    found, _ = fit(algorithm, reward=Weighing(), gold=Weighing())
+    monkeypatch.setattr("klqlit.algorithms.base.move_to_file", lambda models: None)
+    expected, _ = fit(algorithm, reward=Weighing(), gold=Weighing())
+    close(found.weights[-1], expected.weights[-1], atol=0, rtol=0)
+    for one, other in zip(found.metrics, expected.metrics, strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[name] == other[name] for name in one if not name.startswith("time/"))
 
 
 # What is measured ---------------------------------------------------------------------------------------------------

@@ -159,6 +159,20 @@ def test_sharding_divides_what_lasts_and_the_batch_is_divided_either_way(small):
     assert set(copies.plan.exchange.values()) == {alone.plan.states.trained}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="weights are moved to a file on Linux only")
+def test_frozen_weights_in_a_file_count_where_they_are_read(small):
+    """The only frozen model is the reference, which is as large as the policy."""
+    in_file, split, on_gpu = (
+        planned([*small, *more], devices=devices, sharding=sharding, memory=8).plan.stages
+        for devices, sharding, more in ((1, "none", []), (4, "fsdp", []), (1, "none", ["--trainer.accelerator=cuda"]))
+    )
+    whole = in_file[0].frozen
+    assert whole > 0
+    assert [stage.frozen for stage in in_file] == [whole, whole, 0]
+    assert [stage.frozen for stage in split] == [whole / 4] * 3
+    assert [stage.frozen for stage in on_gpu] == [whole] * 3
+
+
 def test_half_the_rows_take_half_the_activations(small):
     whole, half = (planned([*small, f"--trainer.accumulate_grad_batches={n}"]).plan for n in (2, 4))
     assert half.stages[2].activations == pytest.approx(whole.stages[2].activations / 2, rel=0.05)

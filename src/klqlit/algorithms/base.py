@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_pre
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
-from klqlit.allocator import keep_freed_memory
+from klqlit.allocator import keep_freed_memory, return_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
 from klqlit.functional.checks import check_tau
 from klqlit.metrics.means import Means
@@ -29,6 +30,7 @@ from klqlit.models.evaluation import evaluate
 from klqlit.models.loading import same_tokenizer
 from klqlit.models.policy import Policy
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
+from klqlit.models.weight_file import WeightFile, move_to_file
 from klqlit.rewards.base import Reward
 from klqlit.rewards.shaping import RewardShaping, place_scores, total_scores
 from klqlit.rollout.gathering import gather
@@ -105,6 +107,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         self._evaluated: list[Evaluated] = []
         self._norms: dict[str, float] = {}
         self._reference_side: dict[int, Scored] = {}
+        self._frozen_weights: WeightFile | None = None
 
     @abstractmethod
     def targets(self, rollout: Rollout) -> Experience:
@@ -133,8 +136,12 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         return None if limit is None else limit - self.sampler.response_length
 
     def configure_model(self) -> None:
-        rewards = [model for part in (self.reward, self.gold) if part is not None for model in transformers_in(part)]
+        rewards = [model for part in self._rewards for model in transformers_in(part)]
         shard_models(self, [self.policy, self.critic, self.reference, *rewards])
+
+    @property
+    def _rewards(self) -> list[Reward]:
+        return [self.reward] if self.gold is None else [self.reward, self.gold]
 
     def setup(self, stage: str) -> None:
         # Kept within one run of the trainer, whose validation prompts do not change.
@@ -158,15 +165,18 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """This rank's completions with log-probabilities, values and raw scores; the rewards are not shaped yet."""
+        if self.device.type == "cpu":
+            # What the optimizer steps had, so that frozen models do not come to memory on top of it.
+            return_freed_memory()
         precision = self.trainer.precision_plugin.forward_context
         with self.stopwatch("generation"), precision():
             sample, completions = self._complete(self.policy, prompts)
         with self.stopwatch("scoring"), precision():
             scores = self._scores(self.reward, completions)
             how: dict[str, Any] = {"temperature": self.sampler.temperature, "size": self.scoring_batch_size}
-            with at_hand(self, self.reference):
+            with self._at_hand(self.reference):
                 ref_logprobs = reference_logprobs(self.reference, completions.sequences, **how)
-            with at_hand(self, self.critic, *([self.policy] if self.critic.reads_features else [])):
+            with self._at_hand(self.critic, *([self.policy] if self.critic.reads_features else [])):
                 values = critic_values(self.critic, self.policy, completions.sequences, **how)
             return Rollout(
                 completions=completions,
@@ -181,7 +191,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def _complete(self, policy: Policy, prompts: Prompts) -> tuple[Sample, Completions]:
         prompts = replace(prompts, tokens=prompts.tokens.to(self.device), mask=prompts.mask.to(self.device))
-        with at_hand(self, policy):
+        with self._at_hand(policy):
             sample = self.sampler.sample(policy, prompts)
         sequences = Sequences(
             prompt_tokens=prompts.tokens, prompt_mask=prompts.mask, tokens=sample.tokens, mask=sample.mask
@@ -193,6 +203,14 @@ class RLHFModule(ClipsByKnownNorm, ABC):
             ended=sample.ended,
             columns=prompts.columns,
         )
+
+    @contextmanager
+    def _at_hand(self, *parts: torch.nn.Module) -> Iterator[None]:
+        """`at_hand`, after which frozen weights need no memory."""
+        with at_hand(self, *parts):
+            yield
+        if self._frozen_weights is not None:
+            self._frozen_weights.let_go()
 
     def _shaped(self, rollout: Rollout) -> Rollout:
         return replace(rollout, rewards=self.shaping(rollout.rewards, rollout.completions.ended, rollout.mask))
@@ -235,7 +253,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def _scores(self, reward: Reward, completions: Completions, name: str = "reward") -> Tensor:
         def scored(completions: Completions) -> Tensor:
-            with at_hand(self, reward):
+            with self._at_hand(reward):
                 return reward(completions)
 
         return agreed_scores(scored, completions, name)
@@ -252,6 +270,11 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         check_precision(str(self.trainer.precision))
         if self.device.type == "cpu":
             keep_freed_memory()
+            self._frozen_weights = move_to_file([self.reference, *self._rewards])
+
+    def teardown(self, stage: str) -> None:
+        # A mapping cannot be copied or pickled, and a trained module may be; its parameters keep the file.
+        self._frozen_weights = None
 
     def on_train_start(self) -> None:
         self.optimization.use_present(self.trainer)

@@ -2,7 +2,7 @@
 
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ import torch
 from klqlit.algorithms.base import RLHFModule
 from klqlit.command_line import CommandLine, LanguageModel, quieten, set_parsing_settings
 from klqlit.data.online import OnlineDataModule
+from klqlit.models.weight_file import SUPPORTED
 from klqlit.options.errors import explain
-from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, remedies, shared, states_of
+from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, frozen_of, remedies, shared, states_of
 from klqlit.planning.stages import Sizes, bytes_of_parameters, measure
 from klqlit.planning.tracker import Tracker, building
 
@@ -20,7 +21,7 @@ CONTEXT = 0.6 * GIB
 """What a process takes on a GPU before its first tensor, about."""
 
 GAPS = 0.3
-"""What the C library's heap leaves unused between tensors, as a share of theirs: 0.19, 0.30 and 0.45 in three runs on a
+"""What the C library's heap leaves unused between tensors, as a share of theirs: 0.23, 0.28 and 0.45 in three runs on a
 CPU (a large vocabulary, accumulation, long rows)."""
 
 
@@ -89,7 +90,11 @@ def planned(
     states, own = states_of(module), 0 if module.critic.reads_features else 4 * bytes_of_parameters(module.critic)
     exchange = exchange_of(module, states, devices, sharding, half)
     dtype = torch.bfloat16 if half and split else None
-    stages = measure(module, sizes, tracker, cli.trainer.precision_plugin.forward_context, dtype)
+    frozen = frozen_of(module, in_file=on_cpu and sharding == "none" and SUPPORTED)
+    stages = [
+        replace(stage, frozen=frozen[stage.name])
+        for stage in measure(module, sizes, tracker, cli.trainer.precision_plugin.forward_context, dtype)
+    ]
     found = Plan(
         states=states.over(devices) if split else states,
         stages=shared(stages, devices) if split else stages,

@@ -20,24 +20,18 @@ class States:
     Attributes:
         trained: weights of policy and critic.
         optimizer: its state.
-        frozen: weights of reference and reward models.
     """
 
     trained: float | int
     optimizer: float | int
-    frozen: float | int
 
     @property
     def total(self) -> float | int:
-        return self.trained + self.optimizer + self.frozen
+        return self.trained + self.optimizer
 
     def over(self, devices: int) -> "States":
         """One device's share."""
-        return States(
-            trained=self.trained / devices,
-            optimizer=self.optimizer / devices,
-            frozen=self.frozen / devices,
-        )
+        return States(trained=self.trained / devices, optimizer=self.optimizer / devices)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,10 +40,11 @@ class Plan:
 
     Attributes:
         states: on the device.
-        stages: sampling, scoring, update; where weights are sharded, with one device's share of the gradients.
+        stages: sampling, scoring, update; where weights are sharded, with one device's share of gradients and frozen
+            weights.
         exchange: bytes by stage for what devices exchange: gradient buckets, or weights gathered from all shards.
         libraries: bytes of the program itself.
-        gaps: share of all tensors' bytes that the allocator leaves unused between them.
+        gaps: share of all tensors' bytes, but those of frozen weights, that the allocator leaves unused between them.
     """
 
     states: States
@@ -60,8 +55,15 @@ class Plan:
 
     def total(self, stage: Stage) -> float | int:
         """Peak of a stage."""
+        return (1 + self.gaps) * self._changing(stage) + stage.frozen + self.libraries
+
+    def between(self, stage: Stage) -> float | int:
+        """What is unused between tensors at the peak of a stage."""
+        return self.gaps * self._changing(stage)
+
+    def _changing(self, stage: Stage) -> float | int:
         own = stage.gradients + stage.casts + stage.cache + stage.activations + stage.scratch
-        return (1 + self.gaps) * (self.states.total + self.exchange[stage.name] + own) + self.libraries
+        return self.states.total + self.exchange[stage.name] + own
 
     @property
     def peak(self) -> float | int:
@@ -85,11 +87,22 @@ class Remedy:
 def states_of(module: RLHFModule) -> States:
     """Of one device that holds everything; AdamW keeps two numbers a weight."""
     trained = bytes_of_parameters(module.policy, module.critic)
-    return States(
-        trained=trained,
-        optimizer=2 * trained,
-        frozen=bytes_of_parameters(module.reference, module.reward, module.gold),
-    )
+    return States(trained=trained, optimizer=2 * trained)
+
+
+def frozen_of(module: RLHFModule, *, in_file: bool) -> dict[str, float | int]:
+    """Bytes of the weights of reference and reward models in each stage.
+
+    Args:
+        module: the algorithm with its models.
+        in_file: they lie in a file, and only those in use are in memory, one model after the other.
+    """
+    models = (module.reference, module.reward, module.gold)
+    if not in_file:
+        return dict.fromkeys(STAGES, bytes_of_parameters(*models))
+    # In validation, the reference is sampled from too.
+    sampled = bytes_of_parameters(module.reference)
+    return {"sampling": sampled, "scoring": max(bytes_of_parameters(model) for model in models), "update": 0}
 
 
 def exchange_of(
@@ -163,8 +176,8 @@ def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float
 
 
 def shared(stages: list[Stage], devices: int) -> list[Stage]:
-    """With one device's share of the gradients."""
-    return [replace(stage, gradients=stage.gradients / devices) for stage in stages]
+    """With one device's share of gradients and frozen weights."""
+    return [replace(stage, gradients=stage.gradients / devices, frozen=stage.frozen / devices) for stage in stages]
 
 
 def _smaller(found: Plan, name: str) -> Plan:

@@ -44,10 +44,11 @@ class Sizes:
 
 @dataclass(kw_only=True, slots=True)
 class Stage:
-    """Bytes at the peak of a stage, beside weights and optimizer state.
+    """Bytes at the peak of a stage, beside trained weights and optimizer state.
 
     Attributes:
         name: of the stage.
+        frozen: weights of reference and reward models.
         gradients: of the weights that learn.
         casts: weights in the precision they are computed with, where that is another.
         cache: keys and values.
@@ -56,6 +57,7 @@ class Stage:
     """
 
     name: str
+    frozen: float | int = 0
     gradients: float | int = 0
     casts: float | int = 0
     cache: float | int = 0

@@ -33,12 +33,9 @@ def as_table(found: Planned) -> Table:
     table.add_column("")
     for stage in plan.stages:
         table.add_column(stage.name, justify="right")
-    for name, value in (
-        ("policy and critic", plan.states.trained),
-        ("optimizer", plan.states.optimizer),
-        ("reference and reward", plan.states.frozen),
-    ):
+    for name, value in (("policy and critic", plan.states.trained), ("optimizer", plan.states.optimizer)):
         table.add_row(name, *[size(value)] * len(plan.stages))
+    table.add_row("reference and reward", *[size(stage.frozen) for stage in plan.stages])
     if any(plan.exchange.values()):
         name = "gathered weights" if found.sharding == "fsdp" else "gradient buckets"
         table.add_row(name, *[size(plan.exchange[stage.name]) for stage in plan.stages])
@@ -46,8 +43,7 @@ def as_table(found: Planned) -> Table:
         if any(part(stage, name) for stage in plan.stages):
             table.add_row(name, *[size(part(stage, name)) for stage in plan.stages])
     if plan.gaps:
-        gaps = [(plan.total(stage) - plan.libraries) * plan.gaps / (1 + plan.gaps) for stage in plan.stages]
-        table.add_row("gaps in the heap", *map(size, gaps))
+        table.add_row("gaps in the heap", *[size(plan.between(stage)) for stage in plan.stages])
     table.add_row("program", *[size(plan.libraries)] * len(plan.stages), end_section=True)
     table.add_row("peak", *[size(plan.total(stage)) for stage in plan.stages], style="bold")
     return table
