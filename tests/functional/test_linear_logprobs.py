@@ -119,6 +119,16 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(grad: bool) -> None:
     assert rows * vocab * 4 <= largest(rows) <= largest(16 * rows) < 2 * largest(rows)
 
 
+@pytest.mark.parametrize(("grad", "logits"), [(False, 2**23), (True, 2**25)])
+def test_fewer_logits_are_held_where_no_gradient_is_recorded(grad: bool, logits: int) -> None:
+    """Of 2^25 logits all where they are needed once more, else a quarter."""
+    h, w = torch.randn(2**10, 1), torch.randn(2**15, 1, requires_grad=True)
+    tokens = torch.zeros(2**10, dtype=torch.long)
+    with torch.profiler.profile(profile_memory=True) as profile, torch.set_grad_enabled(grad):
+        linear_logprobs(h, w, tokens)
+    assert logits * 4 <= peak(profile) < 1.1 * logits * 4
+
+
 def peak(profile: torch.profiler.profile) -> int:
     """Most bytes that were allocated at one time."""
     events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")

@@ -12,6 +12,9 @@ from klqlit.functional.checks import check_temperature
 CHUNK = 2**25
 """Logits held at once: 128 MiB in float32."""
 
+CHUNK_WITHOUT_GRADIENT = 2**23
+"""The same where no gradient is asked for: more chunks cost next to nothing then, since nothing is computed twice."""
+
 
 def linear_logprobs(
     features: Float[Tensor, "N H"],
@@ -39,13 +42,14 @@ def linear_logprobs(
         tokens: a_n; ids of the vocabulary.
         bias: b of the head, if it has one.
         temperature: the sampling temperature T_s.
-        rows: tokens a chunk; None for as many as `CHUNK` logits allow.
+        rows: tokens a chunk; None for as many as `CHUNK` logits allow, `CHUNK_WITHOUT_GRADIENT` where none is recorded.
 
     Raises:
         ValueError: `temperature` is not positive.
     """
     check_temperature(temperature)
-    size = rows or max(1, CHUNK // weight.shape[0])
+    held = CHUNK if torch.is_grad_enabled() else CHUNK_WITHOUT_GRADIENT
+    size = rows or max(1, held // weight.shape[0])
     return _LinearLogprobs.apply(features, weight, bias, tokens, temperature, size)
 
 
