@@ -77,11 +77,10 @@ from klqlit.allocator import keep_freed_memory, return_freed_memory
 
 
 def resident():
-    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+    return int(Path("/proc/self/smaps_rollup").read_text().split("Rss:")[1].split()[0]) * 1024
 
 
 keep_freed_memory()
-
 large = [torch.ones(2**20) for _ in range(64)]
 behind = torch.ones(16)  # so that not only the end of the heap is given back
 before = resident()

@@ -16,6 +16,7 @@ from klqlit.algorithms.divergence import Divergence
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
 from klqlit.algorithms.ppo import PPO
+from klqlit.callbacks.save_guard import SaveGuard
 from klqlit.functional import kl_penalised_rewards, monte_carlo_returns
 from klqlit.models.critic import Critic, SeparateCritic, SharedCritic
 from klqlit.models.policy import LanguagePolicy, Policy
@@ -279,21 +280,41 @@ def test_frozen_parts_get_no_gradient_and_never_change(fit, algorithm):
 
 
 class FrozenMemory(L.Callback):
-    """What each part's file has in main memory at the end of a phase's steps; None for parts that lie in no file."""
+    """What the file of each part's weights has in main memory; None for parts that lie in no file.
+
+    Attributes:
+        before_use: as frozen models begin to read a phase's rollout.
+        after_steps: at the end of a phase's steps, among which one was saved.
+    """
+
+    def on_train_start(self, trainer, module):
+        self.before_use, self.after_steps = [], {}
+        for part in (module.reference, module.reward, module.gold):
+            part.register_forward_pre_hook(lambda part, _: self.before_use.append(memory_of(part)))
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == 0:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/frozen.ckpt")
 
     def on_train_epoch_end(self, trainer, module):
-        parts = {name.split(".")[0]: parameter for name, parameter in module.named_parameters()}
-        self.seen = {part: memory_of_file(parameter) for part, parameter in parts.items()}
+        self.after_steps = {name: memory_of(part) for name, part in module.named_children() if list(part.parameters())}
+        self.copied = copy.deepcopy(module)
+
+
+def memory_of(part):
+    return memory_of_file(next(part.parameters()))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="weights are moved to a file on Linux only")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_frozen_weights_take_no_memory_in_training(quitter_dir, tmp_path, algorithm):
+def test_frozen_weights_take_memory_while_they_are_read_only(quitter_dir, tmp_path, algorithm):
     memory = FrozenMemory()
     module = make_module(quitter_dir, algorithm, reward=Weighing(), gold=Weighing())
-    make_trainer(tmp_path, memory).fit(module, make_data())
-    assert memory.seen == {"policy": None, "critic": None, "reference": 0, "reward": 0, "gold": 0}
-    close(weights(copy.deepcopy(module)), weights(module), atol=0, rtol=0)
+    make_trainer(tmp_path, memory, SaveGuard(str(tmp_path))).fit(module, make_data())
+    assert memory.before_use == [0] * 6
+    assert memory.after_steps == {"policy": None, "critic": None, "reference": 0, "reward": 0, "gold": 0}
+    close(weights(memory.copied), weights(module), atol=0, rtol=0)
+    assert memory_of(memory.copied.reference) is None
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

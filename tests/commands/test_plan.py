@@ -161,16 +161,27 @@ def test_sharding_divides_what_lasts_and_the_batch_is_divided_either_way(small):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="weights are moved to a file on Linux only")
 def test_frozen_weights_in_a_file_count_where_they_are_read(small):
-    """The only frozen model is the reference, which is as large as the policy."""
-    in_file, split, on_gpu = (
-        planned([*small, *more], devices=devices, sharding=sharding, memory=8).plan.stages
-        for devices, sharding, more in ((1, "none", []), (4, "fsdp", []), (1, "none", ["--trainer.accelerator=cuda"]))
+    """The only frozen model is the reference. It is sampled from in validation, and split lies in no file."""
+    in_file, validated, split, on_gpu = (
+        [stage.frozen for stage in planned([*small, *more], devices=devices, sharding=sharding, memory=8).plan.stages]
+        for devices, sharding, more in (
+            (1, "none", []),
+            (1, "none", ["--trainer.limit_val_batches=1"]),
+            (4, "fsdp", []),
+            (1, "none", ["--trainer.accelerator=cuda"]),
+        )
     )
-    whole = in_file[0].frozen
+    whole = in_file[1]
     assert whole > 0
-    assert [stage.frozen for stage in in_file] == [whole, whole, 0]
-    assert [stage.frozen for stage in split] == [whole / 4] * 3
-    assert [stage.frozen for stage in on_gpu] == [whole] * 3
+    assert in_file == [0, whole, 0]
+    assert validated == [whole, whole, 0]
+    assert split == [whole / 4] * 3
+    assert on_gpu == [whole] * 3
+    copies, shards = (planned(small, devices=4, sharding=sharding, memory=1e-6) for sharding in ("none", "fsdp"))
+    remedy = next(remedy for remedy in copies.remedies if "fsdp" in remedy.what)
+    # Roughly: a remedy knows nothing of what is gathered.
+    exchanged = shards.plan.exchange["update"] - copies.plan.exchange["update"] / 4
+    assert remedy.peak == pytest.approx(shards.plan.peak - (1 + shards.plan.gaps) * exchanged, rel=0.02)
 
 
 def test_half_the_rows_take_half_the_activations(small):

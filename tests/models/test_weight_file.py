@@ -25,8 +25,7 @@ from klqlit.models.weight_file import move_to_file
 
 
 def resident():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+    return int(Path("/proc/self/smaps_rollup").read_text().split("Rss:")[1].split()[0]) * 1024
 
 
 layer = nn.Linear(2**12, 2**12, bias=False).requires_grad_(False)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance
 from transformers import PreTrainedTokenizerBase
@@ -174,9 +174,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         with self.stopwatch("scoring"), precision():
             scores = self._scores(self.reward, completions)
             how: dict[str, Any] = {"temperature": self.sampler.temperature, "size": self.scoring_batch_size}
-            with self._at_hand(self.reference):
+            with self._in_use(self.reference):
                 ref_logprobs = reference_logprobs(self.reference, completions.sequences, **how)
-            with self._at_hand(self.critic, *([self.policy] if self.critic.reads_features else [])):
+            with self._in_use(self.critic, *([self.policy] if self.critic.reads_features else [])):
                 values = critic_values(self.critic, self.policy, completions.sequences, **how)
             return Rollout(
                 completions=completions,
@@ -191,7 +191,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def _complete(self, policy: Policy, prompts: Prompts) -> tuple[Sample, Completions]:
         prompts = replace(prompts, tokens=prompts.tokens.to(self.device), mask=prompts.mask.to(self.device))
-        with self._at_hand(policy):
+        with self._in_use(policy):
             sample = self.sampler.sample(policy, prompts)
         sequences = Sequences(
             prompt_tokens=prompts.tokens, prompt_mask=prompts.mask, tokens=sample.tokens, mask=sample.mask
@@ -205,8 +205,8 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         )
 
     @contextmanager
-    def _at_hand(self, *parts: torch.nn.Module) -> Iterator[None]:
-        """`at_hand`, after which frozen weights need no memory."""
+    def _in_use(self, *parts: nn.Module) -> Iterator[None]:
+        """`at_hand`, after which frozen weights take no memory."""
         with at_hand(self, *parts):
             yield
         if self._frozen_weights is not None:
@@ -253,7 +253,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def _scores(self, reward: Reward, completions: Completions, name: str = "reward") -> Tensor:
         def scored(completions: Completions) -> Tensor:
-            with self._at_hand(reward):
+            with self._in_use(reward):
                 return reward(completions)
 
         return agreed_scores(scored, completions, name)
@@ -270,11 +270,11 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         check_precision(str(self.trainer.precision))
         if self.device.type == "cpu":
             keep_freed_memory()
-            self._frozen_weights = move_to_file([self.reference, *self._rewards])
+            self._frozen_weights = self._frozen_weights or move_to_file([self.reference, *self._rewards])
 
-    def teardown(self, stage: str) -> None:
-        # A mapping cannot be copied or pickled, and a trained module may be; its parameters keep the file.
-        self._frozen_weights = None
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's weights lie in memory of their own.
+        return super().__getstate__() | {"_frozen_weights": None}
 
     def on_train_start(self) -> None:
         self.optimization.use_present(self.trainer)

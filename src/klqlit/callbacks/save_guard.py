@@ -5,7 +5,7 @@ from typing import Any, final
 
 import lightning as L
 
-from klqlit.algorithms.divergence import Divergence, broken_parts
+from klqlit.algorithms.divergence import Divergence, all_finite, broken_parts
 from klqlit.disk import bytes_of, check_space, free_bytes
 from klqlit.ranks import everywhere
 
@@ -48,7 +48,8 @@ def check_weights(trainer: L.Trainer, module: L.LightningModule) -> None:
     Raises:
         Divergence: on every rank, where a parameter is not finite on one of them.
     """
-    names = broken_parts(module)["parameters_not_finite"]
+    # Frozen ones never change, and reading them would bring them to main memory (`models.weight_file`).
+    names = [name for name, p in module.named_parameters() if p.requires_grad and not all_finite(p)]
     if trainer.strategy.reduce_boolean_decision(bool(names), all=False):
         names = sorted({name for part in everywhere(names) for name in part})
         raise Divergence(

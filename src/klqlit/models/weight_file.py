@@ -42,6 +42,7 @@ class WeightFile:
                 places[parameter] = file.tell()
                 file.write(parameter.detach().view(-1).view(torch.uint8).numpy().data)
             file.flush()
+            os.fsync(file.fileno())  # a disk that fails says so now, while the weights are still in memory
             self._mapping = mmap.mmap(file.fileno(), 0)
         for parameter, place in places.items():
             flat = torch.frombuffer(self._mapping, dtype=parameter.dtype, count=parameter.numel(), offset=place)
@@ -56,7 +57,7 @@ class WeightFile:
 def move_to_file(models: Iterable[nn.Module]) -> WeightFile | None:
     """Move the frozen weights of `models` that lie whole in main memory to a file in $TMPDIR, by default /var/tmp.
 
-    (Not /tmp, which is main memory on many systems.)
+    (Not /tmp, which is main memory on many systems: nothing would be gained there.)
 
     Returns:
         The file; None where there are no such weights, where it could not be made (which is told), and on systems other

@@ -90,7 +90,8 @@ def planned(
     states, own = states_of(module), 0 if module.critic.reads_features else 4 * bytes_of_parameters(module.critic)
     exchange = exchange_of(module, states, devices, sharding, half)
     dtype = torch.bfloat16 if half and split else None
-    frozen = frozen_of(module, in_file=on_cpu and sharding == "none" and SUPPORTED)
+    in_file, validates = on_cpu and sharding == "none" and SUPPORTED, settings["limit_val_batches"] != 0
+    frozen = frozen_of(module, in_file=in_file, validates=validates)
     stages = [
         replace(stage, frozen=frozen[stage.name])
         for stage in measure(module, sizes, tracker, cli.trainer.precision_plugin.forward_context, dtype)
@@ -109,7 +110,13 @@ def planned(
         sharding=sharding,
         kind="CPU process" if on_cpu else "GPU",
         memory=memory * GIB if memory else _memory(on_cpu, devices),
-        remedies=remedies(found, devices=devices, sharding=sharding, own_critic=own / (devices if split else 1)),
+        remedies=remedies(
+            found,
+            devices=devices,
+            sharding=sharding,
+            own_critic=own / (devices if split else 1),
+            frozen=bytes_of_parameters(module.reference, module.reward, module.gold),
+        ),
     )
 
 
@@ -130,7 +137,7 @@ def _sizes(module: RLHFModule, data: OnlineDataModule, devices: int, settings: A
             f"{shares}"
         )
     validated = min(data.validation_batch_size, -(-data.validation_prompts // devices))
-    rows = max(data.rollouts // devices, 0 if settings["limit_val_batches"] == 0 else validated)
+    rows = max(data.rollouts // devices, validated if settings["limit_val_batches"] != 0 else 0)
     limit = module.prompt_limit
     return Sizes(
         prompt=data.max_prompt_tokens if limit is None else min(data.max_prompt_tokens, limit),

@@ -90,19 +90,22 @@ def states_of(module: RLHFModule) -> States:
     return States(trained=trained, optimizer=2 * trained)
 
 
-def frozen_of(module: RLHFModule, *, in_file: bool) -> dict[str, float | int]:
+def frozen_of(module: RLHFModule, *, in_file: bool, validates: bool) -> dict[str, float | int]:
     """Bytes of the weights of reference and reward models in each stage.
 
     Args:
         module: the algorithm with its models.
         in_file: they lie in a file, and only those in use are in memory, one model after the other.
+        validates: the reference is sampled from too.
     """
     models = (module.reference, module.reward, module.gold)
     if not in_file:
         return dict.fromkeys(STAGES, bytes_of_parameters(*models))
-    # In validation, the reference is sampled from too.
-    sampled = bytes_of_parameters(module.reference)
-    return {"sampling": sampled, "scoring": max(bytes_of_parameters(model) for model in models), "update": 0}
+    return {
+        "sampling": bytes_of_parameters(module.reference) if validates else 0,
+        "scoring": max(bytes_of_parameters(model) for model in models),
+        "update": 0,
+    }
 
 
 def exchange_of(
@@ -146,7 +149,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(lists[sizes.index(max(sizes))]) if lists else []
 
 
-def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float | int) -> list[Remedy]:
+def remedies(
+    found: Plan, *, devices: int, sharding: Sharding, own_critic: float | int, frozen: float | int
+) -> list[Remedy]:
     """What lowers the peak, the strongest first; each is judged alone, and roughly.
 
     Args:
@@ -154,6 +159,7 @@ def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float
         devices: how many share the work.
         sharding: as planned.
         own_critic: bytes of the critic's own trunk, with gradient and optimizer state, on this device.
+        frozen: bytes of all frozen weights.
     """
     changes = {
         "trainer.accumulate_grad_batches: twice as many": _smaller(found, "update"),
@@ -165,9 +171,8 @@ def remedies(found: Plan, *, devices: int, sharding: Sharding, own_critic: float
         changes["critic: klqlit.SharedCritic (see docs/theory.md first)"] = replace(found, states=trained)
     if devices > 1 and sharding == "none":
         exchange = dict.fromkeys(found.exchange, found.states.trained / devices)
-        split = replace(
-            found, states=found.states.over(devices), exchange=exchange, stages=shared(found.stages, devices)
-        )
+        whole = [replace(stage, frozen=frozen) for stage in found.stages]  # what is split lies in no file
+        split = replace(found, states=found.states.over(devices), exchange=exchange, stages=shared(whole, devices))
         changes["--sharding fsdp: weights and optimizer split over devices"] = split
     if sharding == "fsdp":
         changes["twice as many devices"] = replace(found, states=found.states.over(2), stages=shared(found.stages, 2))
