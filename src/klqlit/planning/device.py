@@ -21,7 +21,7 @@ CONTEXT = 0.6 * GIB
 """What a process takes on a GPU before its first tensor, about."""
 
 GAPS = 0.3
-"""What the C library's heap leaves unused between tensors, as a share of theirs: 0.23, 0.28 and 0.45 in three runs on a
+"""What the C library's heap leaves unused between tensors, as a share of theirs: 0.23, 0.26 and 0.38 in three runs on a
 CPU (a large vocabulary, accumulation, long rows)."""
 
 
