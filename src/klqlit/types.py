@@ -8,7 +8,7 @@ tensor belongs to state ``s_t = (x, y_1..y_t)`` and action ``a_t = y_{t+1}``.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,13 +51,18 @@ class Sequences:
         return self.tokens.shape[0]
 
     @cached_property
-    def places(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-        """Row and step of each real response token, in the order of the mask.
+    def lengths(self) -> "Lengths":
+        """How long the rows are: found once, since a GPU must be waited for; parts of the rows need not ask again."""
+        prompts, responses = torch.stack([self.prompt_mask.sum(dim=1), self.mask.sum(dim=1)]).cpu()
+        return Lengths(prompts, responses)
 
-        An index by the mask finds them anew each time, and the CPU waits for the GPU meanwhile.
-        """
-        rows, steps = self.mask.nonzero(as_tuple=True)
-        return rows, steps
+    @cached_property
+    def places(self) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """Row and step of each real response token, in the order of the mask."""
+        lengths = self.lengths.responses
+        rows = torch.arange(len(self)).repeat_interleave(lengths)
+        steps = torch.arange(len(rows)) - starts(lengths)[rows]
+        return self.beside(rows), self.beside(steps)
 
     @property
     def input_ids(self) -> Int[Tensor, "B S"]:
@@ -69,8 +74,8 @@ class Sequences:
 
     def aligned(self) -> "AlignedRows":
         """Each row's prompt and response from column 0 on, but for the last token, which predicts nothing."""
+        width = int(self.lengths.total.max()) - 1
         lengths, room = self.prompt_mask.sum(dim=1), self.prompt_tokens.shape[1]
-        width = int((lengths + self.mask.sum(dim=1)).max()) - 1
         columns = torch.arange(width, device=lengths.device) + (room - lengths)[:, None]
         rows, steps = self.places
         return AlignedRows(
@@ -80,16 +85,50 @@ class Sequences:
         )
 
     def select(self, rows: Int[Tensor, " N"]) -> "Sequences":
-        """The given rows, without the columns that are padding in all of them."""
-        prompt_mask, mask = self.prompt_mask[rows], self.mask[rows]
-        left = int((~prompt_mask.any(dim=0)).long().cumprod(dim=0).sum())
-        right = int(mask.any(dim=0).long().sum())
-        return Sequences(
+        """The given rows, without the columns that are padding in all of them.
+
+        Args:
+            rows: on the CPU.
+        """
+        lengths = Lengths(self.lengths.prompts[rows], self.lengths.responses[rows])
+        left, right = self.prompt_tokens.shape[1] - int(lengths.prompts.max()), int(lengths.responses.max())
+        rows = self.beside(rows)
+        chosen = Sequences(
             prompt_tokens=self.prompt_tokens[rows, left:],
-            prompt_mask=prompt_mask[:, left:],
+            prompt_mask=self.prompt_mask[rows, left:],
             tokens=self.tokens[rows, :right],
-            mask=mask[:, :right],
+            mask=self.mask[rows, :right],
         )
+        chosen.lengths = lengths
+        return chosen
+
+    def beside(self, numbers: Tensor) -> Tensor:
+        """Numbers of the CPU on the device of the tokens; the CPU does not wait until a GPU has them."""
+        device = self.mask.device
+        return numbers.to(device, non_blocking=device.type == "cuda")
+
+
+@final
+class Lengths(NamedTuple):
+    """Real tokens of each row, on the CPU.
+
+    Attributes:
+        prompts: of the prompt.
+        responses: of the response.
+    """
+
+    prompts: Int[Tensor, " B"]
+    responses: Int[Tensor, " B"]
+
+    @property
+    def total(self) -> Int[Tensor, " B"]:
+        """Prompt and response together."""
+        return self.prompts + self.responses
+
+
+def starts(lengths: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Where each row begins when all stand in one line."""
+    return lengths.cumsum(dim=0) - lengths
 
 
 @dataclass(kw_only=True, slots=True)
@@ -215,9 +254,13 @@ class Experience:
         return self.sequences.mask
 
     def select(self, rows: Int[Tensor, " N"]) -> "Experience":
-        """The given rows, without the columns that are padding in all of them."""
+        """The given rows, without the columns that are padding in all of them.
+
+        Args:
+            rows: on the CPU.
+        """
         sequences = self.sequences.select(rows)
-        width = sequences.tokens.shape[1]
+        rows, width = self.sequences.beside(rows), sequences.tokens.shape[1]
         per_token = [field.name for field in fields(self) if field.name != "sequences"]
         return replace(self, sequences=sequences, **{name: getattr(self, name)[rows, :width] for name in per_token})
 

@@ -336,7 +336,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         # Lightning frees the gradients after the next forward pass only, which then has to find room beside them.
         optimizer.zero_grad()
         for name, norm in self._norms.items():
-            self.training_metrics.update(f"train/{name}_grad_norm", torch.tensor(norm))
+            self.training_metrics.update(f"train/{name}_grad_norm", torch.full((), norm, device=self.device))
 
     def on_train_epoch_end(self) -> None:
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}

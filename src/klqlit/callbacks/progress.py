@@ -41,6 +41,7 @@ class Progress(ProgressBar):
         self._console = Console()
         self._bar: RichProgress | None = None
         self._printed = 0.0
+        self._text = ""
 
     def disable(self) -> None:
         """Lightning calls this on all ranks but the first."""
@@ -73,11 +74,18 @@ class Progress(ProgressBar):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._show(trainer, "updating" if isinstance(pl_module, RLHFModule) else "training")
+        if isinstance(pl_module, RLHFModule):
+            # Its numbers are those of the phase before, and to read them again would be to wait for a GPU.
+            self._show(trainer, "updating", read=False)
+        else:
+            self._show(trainer, "training")
         if time.monotonic() - self._printed >= self.interval:
             self._print_line(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(trainer, "validating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._show(trainer, "validating")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,15 +100,13 @@ class Progress(ProgressBar):
         """Print above the bar."""
         self._console.print(*args)
 
-    def _show(self, trainer: L.Trainer, stage: str) -> None:
-        if self._bar is not None:
-            self._bar.update(
-                self._bar.task_ids[0],
-                description=stage,
-                completed=trainer.global_step,
-                total=_total(trainer),
-                metrics=self._metrics(trainer),
-            )
+    def _show(self, trainer: L.Trainer, stage: str, *, read: bool = True) -> None:
+        if self._bar is None:
+            return
+        if read:
+            self._text = self._metrics(trainer)
+        task, done, total = self._bar.task_ids[0], trainer.global_step, _total(trainer)
+        self._bar.update(task, description=stage, completed=done, total=total, metrics=self._text)
 
     def _print_line(self, trainer: L.Trainer) -> None:
         if self._bar is None and trainer.global_step > 0:

@@ -142,6 +142,13 @@ class OnlineDataModule(L.LightningDataModule):
             "trainer.accumulate_grad_batches": self._trainer.accumulate_grad_batches,
         }
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if isinstance(batch, Minibatch):
+            # Lightning drops what a record has cached, and a GPU would have to be asked for what is known here.
+            moved.experience.sequences.lengths = batch.experience.sequences.lengths
+        return moved
+
     # One phase -----------------------------------------------------------------------------------------------------
 
     @property
@@ -171,8 +178,8 @@ class OnlineDataModule(L.LightningDataModule):
         """The micro-batches of one optimizer step."""
         epoch, index = divmod(step, self.minibatches)
         order = self._permutation(self.rollouts, "minibatches", self.phase, epoch)
-        rows = order.chunk(self.minibatches)[index].to(experience.mask.device)
-        tokens = int(experience.mask[rows].sum())
+        rows = order.chunk(self.minibatches)[index]
+        tokens = int(experience.sequences.lengths.responses[rows].sum())
         mine = rows.chunk(self._world_size)[self._rank]
         for micro in mine.chunk(self._trainer.accumulate_grad_batches):
             part = experience.select(micro)

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from klqlit.models.cache import ReservedCache
 from klqlit.models.last_mlp import computes_again
 from klqlit.models.positions import takes_positions
-from klqlit.types import AlignedRows, Sequences
+from klqlit.types import AlignedRows, Sequences, starts
 
 ROW_BY_ROW = "klqlit_row_by_row"
 """Name of `row_by_row` among the attention functions of transformers. None of its masks has that name: none is made."""
@@ -64,14 +64,13 @@ def rows_apart(trunk: PreTrainedModel) -> Iterator[None]:
 
 def packed(sequences: Sequences) -> tuple[AlignedRows, dict[str, Any]]:
     """All rows in a single one, and the arguments that tell a model where each begins."""
-    rows, lengths = sequences.aligned(), sequences.attention_mask.sum(dim=1) - 1
-    columns = torch.arange(rows.tokens.shape[1], device=lengths.device)
+    rows, lengths = sequences.aligned(), sequences.lengths.total - 1
+    columns = torch.arange(rows.tokens.shape[1])
     real = (columns < lengths[:, None]).nonzero(as_tuple=True)
-    starts = lengths.cumsum(dim=0) - lengths
     aligned = AlignedRows(
         tokens=rows.tokens[real][None],
         rows=torch.zeros_like(rows.rows),
-        columns=starts[rows.rows] + rows.columns,
+        columns=starts(lengths)[rows.rows] + rows.columns,
     )
     return aligned, {"position_ids": real[1][None], "row_lengths": lengths.tolist()}
 

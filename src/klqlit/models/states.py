@@ -13,7 +13,7 @@ from klqlit.models.embedded_once import embedded_once
 from klqlit.models.last_mlp import last_mlp_before_tokens
 from klqlit.models.lengths import is_ragged, similar_lengths
 from klqlit.models.packed import can_be_packed, packed, rows_apart
-from klqlit.types import AlignedRows, Sequences
+from klqlit.types import AlignedRows, Sequences, starts
 
 
 def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]:
@@ -24,7 +24,7 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
     """
     if _is_sharded(trunk):
         return _states(trunk, sequences.aligned())
-    lengths = sequences.attention_mask.sum(dim=1).tolist()
+    lengths = sequences.lengths.total.tolist()
     if is_ragged(lengths) and can_be_packed(trunk):
         aligned, where = packed(sequences)
         with rows_apart(trunk):
@@ -36,7 +36,7 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
 def token_logits(model: PreTrainedModel, sequences: Sequences) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
     """Logits of each real response token as the model itself computes them, and the states they come from."""
     aligned = sequences.aligned()
-    first = int(aligned.columns.min())
+    first = int(sequences.lengths.prompts.min()) - 1
     output = model(
         input_ids=aligned.tokens,
         logits_to_keep=aligned.tokens.shape[1] - first,
@@ -87,15 +87,15 @@ def _states(trunk: nn.Module, aligned: AlignedRows, **where: Any) -> Float[Tenso
 
 
 def _states_in_groups(trunk: nn.Module, sequences: Sequences, groups: list[list[int]]) -> Float[Tensor, "N H"]:
-    order = torch.tensor([row for group in groups for row in group], device=sequences.mask.device)
-    # Where the tokens of the rows in their new order stand in the old one.
-    place = torch.zeros_like(sequences.mask, dtype=torch.long)
-    place[sequences.places] = torch.arange(len(sequences.places[0]), device=place.device)
-    place = place[order][sequences.mask[order]]
+    order = torch.tensor([row for group in groups for row in group])
     parts = [sequences.select(rows).aligned() for rows in order.split([len(group) for group in groups])]
     with embedded_once(trunk, [part.tokens for part in parts]):
         states = torch.cat([_states(trunk, part) for part in parts])
-    return states.index_select(0, place.argsort())
+    # Where each row's tokens begin, now that the rows stand in another order.
+    first = torch.empty_like(order)
+    first[order] = starts(sequences.lengths.responses[order])
+    rows, steps = sequences.places
+    return states.index_select(0, sequences.beside(first)[rows] + steps)
 
 
 def _is_sharded(trunk: nn.Module) -> bool:

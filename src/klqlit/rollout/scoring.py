@@ -34,10 +34,10 @@ PerToken = Callable[[Sequences], Float[Tensor, "B T"]]
 def by_chunks(per_token: PerToken, sequences: Sequences, size: int) -> Float[Tensor, "B T"]:
     """`per_token` of all rows, `size` rows of similar length at a time without their padding; 0 where masked."""
     result = torch.zeros(sequences.tokens.shape, dtype=torch.float32, device=sequences.tokens.device)
-    for rows in sequences.attention_mask.sum(dim=1).argsort(stable=True).split(size):
+    for rows in sequences.lengths.total.argsort(stable=True).split(size):
         part = sequences.select(rows)
         width = part.tokens.shape[1]
-        result[rows, :width] = torch.where(part.mask, per_token(part).float(), 0.0)
+        result[sequences.beside(rows), :width] = torch.where(part.mask, per_token(part).float(), 0.0)
     return result
 
 
