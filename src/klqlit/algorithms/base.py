@@ -339,8 +339,10 @@ class RLHFModule(ClipsByKnownNorm, ABC):
             self.training_metrics.update(f"train/{name}_grad_norm", torch.full((), norm, device=self.device))
 
     def on_train_epoch_end(self) -> None:
+        with self.stopwatch("optimization"):  # of which a GPU may still do the last step
+            training = self.training_metrics.compute()
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}
-        self.log_dict(self.phase_metrics | self.training_metrics.compute() | times)
+        self.log_dict(self.phase_metrics | training | times)
         self.training_metrics.reset()
 
     # Looking at it -------------------------------------------------------------------------------------------------

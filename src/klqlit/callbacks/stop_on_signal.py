@@ -111,6 +111,8 @@ class StopOnSignal(L.Callback):
 
     def _agree(self, trainer: L.Trainer) -> signal.Signals | None:
         """The signal that some rank received, the same on all ranks."""
+        if trainer.world_size == 1:
+            return self._received  # nobody else to ask, and so no GPU to wait for
         number = torch.tensor(int(self._received or 0), device=trainer.strategy.root_device)
         highest = int(trainer.strategy.reduce(number, reduce_op="max"))
         return signal.Signals(highest) if highest else None
