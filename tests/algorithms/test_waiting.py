@@ -12,7 +12,8 @@ from klqlit.algorithms.ppo import PPO
 from klqlit.models.critic import SeparateCritic
 from klqlit.models.evaluation import evaluate
 from klqlit.models.policy import LanguagePolicy
-from runs import make_data, make_module, make_sequences, make_trainer
+from klqlit.rollout.sampling import Sampler
+from runs import make_data, make_module, make_prompts, make_sequences, make_trainer
 
 ASKS = {
     torch.Tensor.item,
@@ -84,6 +85,15 @@ def test_parts_of_sequences_do_not_ask_again(asked):
     assert (part.prompt_tokens.shape, part.tokens.shape, part.aligned().tokens.shape) == ((1, 1), (1, 1), (1, 1))
     assert asked == ["cpu"]
     assert [len(places) for places in part.places] == [1, 1]
+
+
+def test_a_token_asks_only_how_many_responses_go_on(model_dir, asked):
+    """And, where the step is not recorded for a GPU, whether there is padding."""
+    policy = LanguagePolicy(model_dir("llama"))
+    prompts = on_gpu(make_prompts(policy.tokenizer, ["How do I bake bread?", "What is the sum?", "A garden."]))
+    Sampler(response_length=5).sample(policy, prompts)
+    assert set(asked) == {"__int__", "__bool__"}
+    assert asked.count("__int__") == 1 + 5  # which prompts are the same
 
 
 @pytest.mark.parametrize("algorithm", [KLQ, PPO])

@@ -158,8 +158,8 @@ def _read_prompts(policy: Policy, tokens: Int[Tensor, "B P"], mask: Bool[Tensor,
 def _record(response: Sample, t: int, drawn: Drawn, live: Int[Tensor, " n"], finished: Bool[Tensor, " n"]) -> None:
     """Write token `t` of the rows that had not ended before it."""
     going = ~finished
-    rows = live[going]
-    response.tokens[rows, t] = drawn.tokens[going]
-    response.mask[rows, t] = True
-    response.logprobs[rows, t] = drawn.logprobs[going]
-    response.entropy[rows, t] = drawn.entropy[going]
+    response.mask[live, t] = going
+    pairs = ((response.tokens, drawn.tokens), (response.logprobs, drawn.logprobs), (response.entropy, drawn.entropy))
+    for kept, new in pairs:
+        # Not kept[live[going]]: a GPU would have to tell first how many there are.
+        kept[live, t] = torch.where(going, new, kept[live, t])
