@@ -74,15 +74,17 @@ class Sequences:
 
     def aligned(self) -> "AlignedRows":
         """Each row's prompt and response from column 0 on, but for the last token, which predicts nothing."""
-        width = int(self.lengths.total.max()) - 1
+        sources, columns = self._alignment
+        return AlignedRows(tokens=self.input_ids.gather(1, sources), rows=self.places[0], columns=columns)
+
+    @cached_property
+    def _alignment(self) -> tuple[Int[Tensor, "B L"], Int[Tensor, " N"]]:
+        """Where aligned tokens stand in `input_ids`, and the columns before response tokens."""
         lengths, room = self.prompt_mask.sum(dim=1), self.prompt_tokens.shape[1]
-        columns = torch.arange(width, device=lengths.device) + (room - lengths)[:, None]
+        width = int(self.lengths.total.max()) - 1
+        sources = torch.arange(width, device=lengths.device) + (room - lengths)[:, None]
         rows, steps = self.places
-        return AlignedRows(
-            tokens=self.input_ids.gather(1, columns.clamp(max=room + self.tokens.shape[1] - 1)),
-            rows=rows,
-            columns=lengths[rows] - 1 + steps,
-        )
+        return sources.clamp(max=room + self.tokens.shape[1] - 1), lengths[rows] - 1 + steps
 
     def select(self, rows: Int[Tensor, " N"]) -> "Sequences":
         """The given rows, without the columns that are padding in all of them.

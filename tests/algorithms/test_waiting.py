@@ -9,6 +9,7 @@ import torch
 
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.ppo import PPO
+from klqlit.data.online import OnlineDataModule
 from klqlit.models.critic import SeparateCritic
 from klqlit.models.evaluation import evaluate
 from klqlit.models.policy import LanguagePolicy
@@ -100,9 +101,14 @@ def test_a_token_asks_only_how_many_responses_go_on(model_dir, asked):
 def test_an_optimizer_step_asks_only_whether_the_loss_is_finite(model_dir, tmp_path, algorithm, monkeypatch, asked):
     """And for the norms of the gradients, which are not seen here: they are the weights', which stay where they are."""
     monkeypatch.setattr("klqlit.models.states.can_be_packed", lambda trunk: False)
-    monkeypatch.setattr(
-        L.LightningDataModule, "transfer_batch_to_device", lambda data, batch, device, loader: on_gpu(batch)
-    )
+    # Rollouts wait in main memory, from where a minibatch goes to the GPU.
+    move = OnlineDataModule.transfer_batch_to_device
+    to_gpu = {
+        L.LightningDataModule: lambda data, batch, device, loader: on_gpu(batch),
+        OnlineDataModule: lambda data, batch, device, loader: move(data, batch, torch.device("cuda"), loader),
+    }
+    for kind, moved in to_gpu.items():
+        monkeypatch.setattr(kind, "transfer_batch_to_device", moved)
 
     def in_phase(epochs):
         asked.clear()

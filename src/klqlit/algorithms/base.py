@@ -338,6 +338,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         for name, norm in self._norms.items():
             self.training_metrics.update(f"train/{name}_grad_norm", torch.full((), norm, device=self.device))
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: `optimizer_step` has freed the gradients."""
+
     def on_train_epoch_end(self) -> None:
         with self.stopwatch("optimization"):  # of which a GPU may still do the last step
             training = self.training_metrics.compute()

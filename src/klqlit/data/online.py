@@ -143,6 +143,8 @@ class OnlineDataModule(L.LightningDataModule):
         }
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, Minibatch) and batch.experience.mask.device == device:
+            return batch
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         if isinstance(batch, Minibatch):
             # Lightning drops what a record has cached, and a GPU would have to be asked for what is known here.

@@ -20,19 +20,19 @@ def evaluate(
 
     On a CPU the trunk of the policy and a `SeparateCritic` are computed at the same time (see `side_by_side`).
     """
-    if isinstance(policy, LanguagePolicy) and _go_side_by_side(policy, critic):
+    if isinstance(policy, LanguagePolicy) and _go_side_by_side(policy, critic, sequences):
         states, values = side_by_side(lambda: policy.states(sequences), lambda: critic(sequences, None))
         return policy.read_out(states, sequences, temperature=temperature).logprobs, values
     output = policy(sequences, temperature=temperature, features=critic.reads_features)
     return output.logprobs, critic(sequences, output.features)
 
 
-def _go_side_by_side(policy: LanguagePolicy, critic: Critic) -> bool:
+def _go_side_by_side(policy: LanguagePolicy, critic: Critic, sequences: Sequences) -> bool:
     """On the threads of a CPU, in a single process: ranks send gradients while the way back is under way."""
     return (
         policy.plain_head
         and isinstance(critic, SeparateCritic)
-        and {parameter.device.type for model in (policy, critic) for parameter in model.parameters()} == {"cpu"}
+        and sequences.mask.device.type == "cpu"
         and torch.is_grad_enabled()
         and torch.get_num_threads() > 1
         # What watches operators, as the planning of memory does, sees those of its own thread only.
