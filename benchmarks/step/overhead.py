@@ -37,7 +37,7 @@ PIECES: dict[str, list[tuple[Any, str]]] = {
         (RewardModel, "_score"),
     ],
     "backward passes": [(torch.Tensor, "backward")],
-    "optimizer": [(adam, "adam"), (Optimizer, "zero_grad")],
+    "optimizer": [(adam, "adam"), (adam.Adam, "_init_group"), (Optimizer, "zero_grad")],
     "prompts": [(OnlineDataModule, "_phase_prompts")],
     "responses to text": [(Sampler, "texts")],
     "text to the reward model's tokens": [(RewardModel, "forward")],

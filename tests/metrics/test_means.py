@@ -86,3 +86,16 @@ def test_many_small_numbers_are_not_lost():
     for _ in range(64):
         means.update("a", torch.tensor([1.0]))
     assert means.compute()["a"] == pytest.approx((2**24 + 64) / 65, rel=1e-9)
+
+
+def test_several_quantities_of_the_same_tokens_are_added_as_each_alone():
+    together, alone = Means(), Means()
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        values = {name: torch.randn(4, 5 + seed, generator=generator) for name in ("a", "b", "c")}
+        mask = torch.rand(4, 5 + seed, generator=generator) < 0.6
+        values["b"][~mask] = float("nan")
+        together.update_together(values, mask)
+        for name, x in values.items():
+            alone.update(name, x[mask])
+    assert together.compute() == pytest.approx(alone.compute(), rel=1e-12)

@@ -311,8 +311,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
                 scores=self.phase_scores,
             )
         )
-        for name, values_of_tokens in metrics.items():
-            self.training_metrics.update(f"train/{name}", values_of_tokens, mask)
+        self.training_metrics.update_together({f"train/{name}": values for name, values in metrics.items()}, mask)
         if batch.step == 0:
             self.training_metrics.update("train/first_ratio_error", (logratio.exp() - 1).abs().amax())
         # Lightning divides by the micro-batches of a step and averages over ranks. Undo both: the divisor is the number
@@ -336,10 +335,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         # Lightning frees the gradients after the next forward pass only, which then has to find room beside them.
         optimizer.zero_grad()
         for name, norm in self._norms.items():
-            self.training_metrics.update(f"train/{name}_grad_norm", torch.full((), norm, device=self.device))
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        """Nothing: `optimizer_step` has freed the gradients."""
+            self.training_metrics.add(f"train/{name}_grad_norm", torch.full((), norm, device=self.device), 1)
 
     def on_train_epoch_end(self) -> None:
         with self.stopwatch("optimization"):  # of which a GPU may still do the last step

@@ -1,5 +1,6 @@
 """Weighted means that are right under any split over ranks and micro-batches."""
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -53,12 +54,24 @@ class Means(nn.Module):
 
     def update(self, name: str, values: Tensor, mask: Bool[Tensor, "..."] | None = None) -> None:
         """Add numbers; where a mask is given, only those at True."""
-        numbers = values.detach().double()
         if mask is None:
-            self._add(name, numbers.sum(), numbers.numel())
+            self.add(name, values.detach().double().sum(), values.numel())
         else:
-            # Not numbers[mask]: a GPU would have to tell how many there are before anything else is asked of it.
-            self._add(name, torch.where(mask, numbers, 0.0).sum(), mask.sum())
+            self.update_together({name: values}, mask)
+
+    def update_together(self, values: Mapping[str, Float[Tensor, "*B"]], mask: Bool[Tensor, "*B"]) -> None:
+        """Add the numbers at True of several quantities: few operators, each of which costs its start."""
+        numbers = torch.stack([x.detach() for x in values.values()]).double()
+        # Not numbers[:, mask]: a GPU would have to tell how many there are before anything else is asked of it.
+        totals, count = torch.where(mask, numbers, 0.0).flatten(1).sum(dim=1), mask.sum()
+        for name, total in zip(values, totals, strict=True):
+            self.add(name, total, count)
+
+    def add(self, name: str, total: Float[Tensor, ""], count: Shaped[Tensor, ""] | int) -> None:
+        """Add `count` numbers that sum to `total`."""
+        if name not in self.metrics:
+            self.metrics[name] = Mean().to(self.origin.device)
+        self._mean(name).update(total, count)
 
     def compute(self) -> dict[str, float]:
         """All means, over all ranks."""
@@ -83,12 +96,7 @@ class Means(nn.Module):
         self.reset()
         for name, parts in sums.items():
             own = parts[rank] if len(parts) == ranks else parts.sum(dim=0) * (rank == 0)
-            self._add(name, own[0], own[1])
-
-    def _add(self, name: str, total: Float[Tensor, ""], count: Shaped[Tensor, ""] | int) -> None:
-        if name not in self.metrics:
-            self.metrics[name] = Mean().to(self.origin.device)
-        self._mean(name).update(total, count)
+            self.add(name, own[0], own[1])
 
     def _mean(self, name: str) -> Mean:
         mean = self.metrics[name]
