@@ -40,7 +40,14 @@ class Prompts:
 
 @dataclass(kw_only=True)
 class Sequences:
-    """Prompts with their responses as tokens: what a model is evaluated on."""
+    """Prompts with their responses as tokens: what a model is evaluated on.
+
+    Attributes:
+        prompt_tokens: token ids, padded on the left.
+        prompt_mask: True from some column of each row on.
+        tokens: token ids, padded on the right.
+        mask: True up to some column of each row. Neither mask may change once `lengths` has been read.
+    """
 
     prompt_tokens: Int[Tensor, "B P"]
     prompt_mask: Bool[Tensor, "B P"]
@@ -105,7 +112,7 @@ class Sequences:
         return chosen
 
     def beside(self, numbers: Tensor) -> Tensor:
-        """Numbers of the CPU on the device of the tokens; the CPU does not wait until a GPU has them."""
+        """Numbers of the CPU on the device of the tokens; the CPU does not wait until a CUDA GPU has them."""
         device = self.mask.device
         return numbers.to(device, non_blocking=device.type == "cuda")
 

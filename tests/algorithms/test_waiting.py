@@ -118,3 +118,15 @@ def test_an_optimizer_step_asks_only_whether_the_loss_is_finite(model_dir, tmp_p
     few, more = in_phase(epochs=2), in_phase(epochs=3)
     assert set(more) == {"__float__"}
     assert len(more) - len(few) == 2  # steps
+
+
+def test_a_minibatch_that_lies_on_the_device_is_not_copied(model_dir, tmp_path):
+    class Moved(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            device = batch.experience.mask.device
+            assert trainer.datamodule.transfer_batch_to_device(batch, device, 0) is batch
+            other = trainer.datamodule.transfer_batch_to_device(batch, torch.device("meta"), 0)
+            assert other.experience.mask.device.type == "meta"
+            assert other.experience.sequences.lengths is batch.experience.sequences.lengths
+
+    make_trainer(tmp_path, Moved(), max_epochs=1).fit(make_module(model_dir("gpt2")), make_data())

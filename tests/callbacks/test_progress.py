@@ -65,3 +65,20 @@ def test_where_there_is_no_terminal_lines_are_printed(shown):
         *(f"step {step}/8" for step in range(1, 9)),
     ]
     assert re.search(r"score \S+  KL \S+", lines[-1])
+
+
+def test_the_numbers_are_read_as_often_whatever_the_number_of_steps(quitter_dir, tmp_path, monkeypatch):
+    """To read them is to wait for a GPU."""
+    monkeypatch.setattr(progress, "Console", lambda: Console(file=io.StringIO(), force_terminal=True))
+    read = []
+    metrics = Progress._metrics
+    monkeypatch.setattr(Progress, "_metrics", lambda bar, trainer: read.append(1) or metrics(bar, trainer))
+
+    def reads(epochs):
+        read.clear()
+        bar = Progress(interval=1e9)
+        trainer = make_trainer(tmp_path, bar, enable_progress_bar=True, max_epochs=1)
+        trainer.fit(make_module(quitter_dir), make_data(epochs=epochs))
+        return len(read)
+
+    assert reads(epochs=1) == reads(epochs=3) > 0

@@ -6,6 +6,7 @@ from typing import final
 
 import lightning as L
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from klqlit.callbacks.checkpoints import Checkpoints
 from klqlit.callbacks.stop_on_signal import SIGNALS, StopOnSignal, Stopped
@@ -66,6 +67,19 @@ def test_the_run_ends_after_the_step_with_a_checkpoint(fit, tmp_path, number):
         fit(Send(number, batch=1))
     assert stopped.value.status == 128 + number
     assert fit.acts == [(number, 2, tmp_path / "c" / "step-2.ckpt")]
+
+
+def test_a_single_process_asks_no_rank_at_its_steps(fit, monkeypatch):
+    """On a GPU the answer would have to be waited for at each of them."""
+    asked = []
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", lambda strategy, x, *_, **__: asked.append(x) or x)
+
+    def asks(steps):
+        asked.clear()
+        fit(Send(), max_epochs=-1, max_steps=steps)
+        return len(asked)
+
+    assert asks(steps=1) == asks(steps=3)
 
 
 def test_within_an_accumulation_the_step_is_finished_first(fit, tmp_path):

@@ -80,3 +80,11 @@ def test_a_phase_waits_for_the_gpu_as_often_whatever_the_number_of_its_steps(qui
         return len(gpu)
 
     assert waits(epochs=1) == waits(epochs=3) == 3  # generation, scoring, optimization
+
+
+def test_a_validation_does_not_take_over_what_the_gpu_still_does_of_a_step(quitter_dir, tmp_path, gpu):
+    """Each wait takes 7 seconds: one before the validation, which counts, and one when the phase is over."""
+    module = make_module(quitter_dir)
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=1)
+    trainer.fit(module, make_data())
+    assert trainer.callback_metrics["time/optimization"] == 14

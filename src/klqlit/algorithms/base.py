@@ -338,13 +338,20 @@ class RLHFModule(ClipsByKnownNorm, ABC):
             self.training_metrics.add(f"train/{name}_grad_norm", torch.full((), norm, device=self.device), 1)
 
     def on_train_epoch_end(self) -> None:
-        with self.stopwatch("optimization"):  # of which a GPU may still do the last step
-            training = self.training_metrics.compute()
+        self._wait_for_last_step()
         times = {"time/optimization": self.stopwatch.lap()["optimization"]}
-        self.log_dict(self.phase_metrics | training | times)
+        self.log_dict(self.phase_metrics | self.training_metrics.compute() | times)
         self.training_metrics.reset()
 
+    def _wait_for_last_step(self) -> None:
+        """What a GPU has still to do of it is time of the optimization."""
+        with self.stopwatch("optimization"):
+            pass
+
     # Looking at it -------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        self._wait_for_last_step()
 
     def validation_step(self, batch: Prompts, batch_idx: int) -> Comparison:  # type: ignore[override]  # any output
         rollout = self.roll_out(batch)

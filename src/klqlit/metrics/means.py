@@ -61,7 +61,7 @@ class Means(nn.Module):
 
     def update_together(self, values: Mapping[str, Float[Tensor, "*B"]], mask: Bool[Tensor, "*B"]) -> None:
         """Add the numbers at True of several quantities: few operators, each of which costs its start."""
-        numbers = torch.stack([x.detach() for x in values.values()]).double()
+        numbers = torch.stack([x.detach().expand_as(mask) for x in values.values()]).double()
         # Not numbers[:, mask]: a GPU would have to tell how many there are before anything else is asked of it.
         totals, count = torch.where(mask, numbers, 0.0).flatten(1).sum(dim=1), mask.sum()
         for name, total in zip(values, totals, strict=True):
