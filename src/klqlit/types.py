@@ -87,7 +87,7 @@ class Sequences:
     @cached_property
     def _alignment(self) -> tuple[Int[Tensor, "B L"], Int[Tensor, " N"]]:
         """Where aligned tokens stand in `input_ids`, and the columns before response tokens."""
-        lengths, room = self.prompt_mask.sum(dim=1), self.prompt_tokens.shape[1]
+        lengths, room = self.beside(self.lengths.prompts), self.prompt_tokens.shape[1]
         width = int(self.lengths.total.max()) - 1
         sources = torch.arange(width, device=lengths.device) + (room - lengths)[:, None]
         rows, steps = self.places

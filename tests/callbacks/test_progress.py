@@ -61,9 +61,7 @@ def test_a_validation_shows_what_it_found(shown):
 
 def test_where_there_is_no_terminal_lines_are_printed(shown):
     lines = shown(terminal=False)
-    assert [line.split("  ")[0] for line in lines] == [
-        *(f"step {step}/8" for step in range(1, 9)),
-    ]
+    assert [line.split("  ")[0] for line in lines] == [f"step {step}/8" for step in range(1, 9)]
     assert re.search(r"score \S+  KL \S+", lines[-1])
 
 

@@ -41,7 +41,6 @@ class Progress(ProgressBar):
         self._console = Console()
         self._bar: RichProgress | None = None
         self._printed = 0.0
-        self._text = ""
 
     def disable(self) -> None:
         """Lightning calls this on all ranks but the first."""
@@ -103,10 +102,10 @@ class Progress(ProgressBar):
     def _show(self, trainer: L.Trainer, stage: str, *, read: bool = True) -> None:
         if self._bar is None:
             return
+        task = self._bar.task_ids[0]
+        self._bar.update(task, description=stage, completed=trainer.global_step, total=_total(trainer))
         if read:
-            self._text = self._metrics(trainer)
-        task, done, total = self._bar.task_ids[0], trainer.global_step, _total(trainer)
-        self._bar.update(task, description=stage, completed=done, total=total, metrics=self._text)
+            self._bar.update(task, metrics=self._metrics(trainer))
 
     def _print_line(self, trainer: L.Trainer) -> None:
         if self._bar is None and trainer.global_step > 0:
