@@ -237,3 +237,15 @@ def test_other_variables_can_be_read(config, tmp_path, monkeypatch, capfd):
     capfd.readouterr()
     assert main(["fit", f"--config={tmp_path / 'given.yaml'}", "--trainer.max_epochs=0", "--model.tau=-1"]) == 2
     assert "tau must be" in capfd.readouterr().err
+
+
+def test_outside_slurm_its_overlay_means_one_rank(monkeypatch, capfd):
+    """The number that stands for a variable that is not set is read as the variable would be."""
+    for name in ("SLURM_NNODES", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    configs = Path(__file__).parents[1] / "configs"
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={configs}/mini_sums_klq.yaml", f"--config={configs}/slurm.yaml", "--print_config"])
+    out = capfd.readouterr().out
+    assert "  devices: 1\n" in out
+    assert "  num_nodes: 1\n" in out

@@ -84,7 +84,7 @@ def check_configs(options: Iterable[str]) -> None:
             read_config(path)
 
 
-def environment_value(name: str, default: Any = None) -> Any:
+def environment_value(name: str, default: Any = None) -> str:
     """What `${oc.env:NAME}` and `${oc.env:NAME,default}` mean: a variable's value, unless it is a secret.
 
     Configurations are saved with every run, and a secret would be saved with them.
@@ -100,7 +100,8 @@ def environment_value(name: str, default: Any = None) -> Any:
             f"the environment variable {name} holds a secret, and a configuration must not: it is saved with the run. "
             "Give a judge the variable's name as api_key_variable; a class of your own can read the variable itself"
         )
-    return value
+    # As OmegaConf's own does with a default, so that oc.decode reads it as it reads a variable.
+    return str(value)
 
 
 def _exists(path: str) -> bool:
