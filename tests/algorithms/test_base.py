@@ -20,6 +20,7 @@ from klqlit.callbacks.save_guard import SaveGuard
 from klqlit.functional import kl_penalised_rewards, monte_carlo_returns
 from klqlit.models.critic import Critic, SeparateCritic, SharedCritic
 from klqlit.models.policy import LanguagePolicy, Policy
+from klqlit.models.weight_file import WeightFile
 from klqlit.rewards.base import Reward
 from klqlit.rewards.function import FunctionReward
 from klqlit.rewards.shaping import RewardShaping
@@ -315,6 +316,15 @@ def test_frozen_weights_take_memory_while_they_are_read_only(quitter_dir, tmp_pa
     assert memory.after_steps == {"policy": None, "critic": None, "reference": 0, "reward": 0, "gold": 0}
     close(weights(memory.copied), weights(module), atol=0, rtol=0)
     assert memory_of(memory.copied.reference) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="weights are moved to a file on Linux only")
+def test_room_for_frozen_weights_is_made_once_a_phase_and_once_a_validation(quitter_dir, tmp_path, monkeypatch):
+    times = []
+    monkeypatch.setattr(WeightFile, "make_room", lambda file: times.append(trainer.state.stage.value))
+    trainer = make_trainer(tmp_path, limit_val_batches=2)
+    trainer.fit(make_module(quitter_dir), make_data())
+    assert times == ["train", "validate"] * 2
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

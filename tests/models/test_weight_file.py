@@ -1,5 +1,6 @@
 """Frozen weights in a file: the same numbers, no memory while they are not read, and no file left behind."""
 
+import platform
 import resource
 import subprocess
 import sys
@@ -37,6 +38,32 @@ layer.weight.sum()
 read = resident()
 file.let_go()
 print(before - moved, read - moved, resident() - moved)
+"""
+
+
+ROOM = """
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from klqlit.allocator import keep_freed_memory
+from klqlit.models.weight_file import move_to_file
+
+
+def resident():
+    return int(Path("/proc/self/smaps_rollup").read_text().split("Rss:")[1].split()[0]) * 1024
+
+
+keep_freed_memory()
+file = move_to_file([nn.Linear(2**11, int(sys.argv[1]) * 2**7, bias=False).requires_grad_(False)])
+large = [torch.ones(2**20) for _ in range(64)]
+behind = torch.ones(16)  # so that not only the end of the heap is given back
+del large
+before = resident()
+file.make_room()
+print(before - resident())
 """
 
 
@@ -80,6 +107,15 @@ def test_memory_is_taken_only_while_the_weights_are_read(folder):
     assert gained > 60
     assert read > 60
     assert left < 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
+@pytest.mark.parametrize(("weights", "least", "most"), [(64, 240, 300), (63, 0, 1)])
+def test_room_is_made_for_large_weights_only(folder, weights, least, most):
+    """MiB: 256 are free in the heap."""
+    command = [sys.executable, "-c", ROOM, str(weights)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert least <= int(done.stdout) / 2**20 <= most
 
 
 def test_what_is_written_to_a_weight_is_kept(folder):

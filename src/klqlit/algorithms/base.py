@@ -19,7 +19,7 @@ from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_pre
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
-from klqlit.allocator import keep_freed_memory, return_freed_memory
+from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
 from klqlit.functional.checks import check_tau
 from klqlit.metrics.means import Means
@@ -156,6 +156,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         self.stopwatch.lap()
         # A run resumed after the last step of a phase skips that phase's end.
         self.training_metrics.reset()
+        self._make_room()
         with torch.no_grad():
             rollout = self._shaped(gather(self.roll_out(prompts)))
             if rollout.version == 0 and self.starts_at_reference:
@@ -165,9 +166,6 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """This rank's completions with log-probabilities, values and raw scores; the rewards are not shaped yet."""
-        if self.device.type == "cpu":
-            # What the optimizer steps had, so that frozen models do not come to memory on top of it.
-            return_freed_memory()
         precision = self.trainer.precision_plugin.forward_context
         with self.stopwatch("generation"), precision():
             sample, completions = self._complete(self.policy, prompts)
@@ -211,6 +209,11 @@ class RLHFModule(ClipsByKnownNorm, ABC):
             yield
         if self._frozen_weights is not None:
             self._frozen_weights.let_go()
+
+    def _make_room(self) -> None:
+        """For frozen weights, in place of what the optimizer steps have freed."""
+        if self._frozen_weights is not None:
+            self._frozen_weights.make_room()
 
     def _shaped(self, rollout: Rollout) -> Rollout:
         return replace(rollout, rewards=self.shaping(rollout.rewards, rollout.completions.ended, rollout.mask))
@@ -352,6 +355,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def on_validation_start(self) -> None:
         self._wait_for_last_step()
+        self._make_room()
 
     def validation_step(self, batch: Prompts, batch_idx: int) -> Comparison:  # type: ignore[override]  # any output
         rollout = self.roll_out(batch)

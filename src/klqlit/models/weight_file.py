@@ -12,11 +12,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from klqlit.allocator import return_freed_memory
+
 SUPPORTED = sys.platform == "linux"
 """Whether this system gives memory back as needed here."""
 
 ALIGNMENT = 64
 """Bytes that the widest instructions of a processor read at once."""
+
+LARGE = 64 * 2**20
+"""Bytes of weights that are worth room of their own: the heap would take all pages that it gives back once more."""
 
 
 @final
@@ -48,6 +53,11 @@ class WeightFile:
             flat = torch.frombuffer(self._mapping, dtype=parameter.dtype, count=parameter.numel(), offset=place)
             parameter.data = flat.view(parameter.shape)
         self.let_go()
+
+    def make_room(self) -> None:
+        """Give the kernel what the heap has free, so that the weights do not come to memory on top of it."""
+        if len(self._mapping) >= LARGE:
+            return_freed_memory()
 
     def let_go(self) -> None:
         """Take no main memory until a weight is read again."""
