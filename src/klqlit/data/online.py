@@ -173,14 +173,13 @@ class OnlineDataModule(L.LightningDataModule):
         if self._experience is None:
             self._version = self._trainer.global_step
             self._experience = self._collector.collect(self._phase_prompts())
+        orders = [self._permutation(self.rollouts, "minibatches", self.phase, epoch) for epoch in range(self.epochs)]
+        minibatches = [rows for order in orders for rows in order.chunk(self.minibatches)]
         for step in range(self._steps_done, self.steps):
-            yield from self._deal(self._experience, step)
+            yield from self._deal(self._experience, minibatches[step], step)
 
-    def _deal(self, experience: Experience, step: int) -> Iterator[Minibatch]:
-        """The micro-batches of one optimizer step."""
-        epoch, index = divmod(step, self.minibatches)
-        order = self._permutation(self.rollouts, "minibatches", self.phase, epoch)
-        rows = order.chunk(self.minibatches)[index]
+    def _deal(self, experience: Experience, rows: torch.Tensor, step: int) -> Iterator[Minibatch]:
+        """The micro-batches of one optimizer step, which takes the given rows."""
         tokens = int(experience.sequences.lengths.responses[rows].sum())
         mine = rows.chunk(self._world_size)[self._rank]
         for micro in mine.chunk(self._trainer.accumulate_grad_batches):
