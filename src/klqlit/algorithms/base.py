@@ -314,9 +314,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
                 scores=self.phase_scores,
             )
         )
-        self.training_metrics.update_together({f"train/{name}": values for name, values in metrics.items()}, mask)
+        self.training_metrics.update({f"train/{name}": values for name, values in metrics.items()}, mask)
         if batch.step == 0:
-            self.training_metrics.update("train/first_ratio_error", (logratio.exp() - 1).abs().amax())
+            self.training_metrics.update({"train/first_ratio_error": (logratio.exp() - 1).abs().amax()})
         # Lightning divides by the micro-batches of a step and averages over ranks. Undo both: the divisor is the number
         # of tokens of the whole step, so that the gradient does not depend on how the step is split.
         return total * (self.trainer.accumulate_grad_batches * self.trainer.world_size / batch.tokens)
@@ -337,8 +337,8 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning frees the gradients after the next forward pass only, which then has to find room beside them.
         optimizer.zero_grad()
-        for name, norm in self._norms.items():
-            self.training_metrics.add(f"train/{name}_grad_norm", torch.full((), norm, device=self.device), 1)
+        norms = {name: torch.full((), norm, device=self.device) for name, norm in self._norms.items()}
+        self.training_metrics.update({f"train/{name}_grad_norm": norm for name, norm in norms.items()})
 
     def on_train_epoch_end(self) -> None:
         self._wait_for_last_step()

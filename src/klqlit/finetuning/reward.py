@@ -54,8 +54,7 @@ class RewardModelling(Finetuning):
     def training_step(self, batch: PreferencePairs, batch_idx: int) -> Tensor:
         chosen, rejected = sequence_scores(self.model, batch.chosen), sequence_scores(self.model, batch.rejected)
         losses = bradley_terry_loss(chosen, rejected)
-        self.training_metrics.update("train/loss", losses)
-        self.training_metrics.update("train/accuracy", preference_accuracy(chosen, rejected))
+        self.training_metrics.update({"train/loss": losses, "train/accuracy": preference_accuracy(chosen, rejected)})
         return self.step_share(losses.sum(), batch.pairs)
 
     def validation_step(self, batch: PreferencePairs, batch_idx: int) -> None:

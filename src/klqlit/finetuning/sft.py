@@ -54,7 +54,7 @@ class SupervisedFinetuning(Finetuning):
     def training_step(self, batch: LabelledSequences, batch_idx: int) -> Tensor:
         sequences = batch.sequences
         nll = -token_logprobs(completion_logits(self.model, sequences), sequences.tokens)
-        self.training_metrics.update("train/loss", nll, sequences.mask)
+        self.training_metrics.update({"train/loss": nll}, sequences.mask)
         return self.step_share(masked_sum(nll, sequences.mask), batch.tokens)
 
     def validation_step(self, batch: LabelledSequences, batch_idx: int) -> None:

@@ -37,22 +37,24 @@ class RolloutMetrics(nn.Module):
         """Add a rollout, and the gold scores of its completions where there are any."""
         mask, logratio = rollout.mask, rollout.logprobs - rollout.ref_logprobs
         kl = masked_sum(kl_k1(logratio), mask, dim=1)
-        update = self.means.update
         self.update_scores(rollout.scores, gold)
-        update("objective/J", rollout.scores - self.tau * kl)
-        update("kl/sequence", kl)
-        update("kl/token_k1", kl_k1(logratio), mask)
-        update("kl/token_k3", kl_k3(logratio), mask)
-        update("policy/entropy", rollout.entropy, mask)
-        update("policy/length", mask.sum(dim=1).float())
-        update("policy/ended", rollout.completions.ended.float())
+        self.means.update(
+            {
+                "objective/J": rollout.scores - self.tau * kl,
+                "kl/sequence": kl,
+                "policy/length": mask.sum(dim=1),
+                "policy/ended": rollout.completions.ended,
+            }
+        )
+        per_token = {"kl/token_k1": kl_k1(logratio), "kl/token_k3": kl_k3(logratio), "policy/entropy": rollout.entropy}
+        self.means.update(per_token, mask)
 
     def update_scores(self, scores: Float[Tensor, " B"], gold: Float[Tensor, " B"] | None = None) -> None:
         """Add scores alone."""
         for name, values in (("reward/score", scores), ("reward/gold", gold)):
             if values is not None:
-                self.means.update(name, values)
-                self.means.update(f"{name}_square", values.double().square())
+                values = values.double()
+                self.means.update({name: values, f"{name}_square": values.square()})
 
     def compute(self) -> dict[str, float]:
         """All metrics by name, over all ranks."""
