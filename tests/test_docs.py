@@ -18,7 +18,7 @@ from finetuning.runs import source as table_source
 from klqlit import cli
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.ppo import PPO
-from klqlit.command_line import CommandLine, LanguageModel, set_parsing_settings
+from klqlit.command_line import CommandLine, read
 from klqlit.data.supervised import CompletionDataModule, PreferenceDataModule
 from klqlit.rewards.function import FunctionReward
 from pages import PAGES, ROOT, Block, anchors, blocks, first_cells, links, quoted, run, section
@@ -115,16 +115,15 @@ def check_options(options: list[str], monkeypatch, capsys) -> None:
     if command in cli.OTHER_COMMANDS:
         import_module(f"klqlit.commands.{command}").parse(options)
         return
-    set_parsing_settings(subclasses_enabled=[LanguageModel])
     monkeypatch.setattr(sys, "argv", ["klqlit"])  # or else Lightning warns that there are arguments beside `args`
     with pytest.raises(SystemExit) as end:
-        CommandLine(command, [*options, "--print_config"])
+        read(command, [*options, "--print_config"])
     assert end.value.code == 0
     assert "class_path" in capsys.readouterr().out
     if "--print_config" not in options:
         monkeypatch.setattr(CommandLine, "_set_seed", lambda self: None)
         monkeypatch.setattr(CommandLine, "instantiate_classes", lambda self: None)
-        CommandLine(command, options)
+        read(command, options)
 
 
 def check_job(words: list[str], monkeypatch, capsys) -> None:

@@ -213,14 +213,15 @@ def test_a_mistaken_option_does_not_show_what_it_holds(config, tmp_path, capfd, 
     assert not [one for one in SECRETS if one in out + err]
 
 
+@pytest.mark.parametrize("command", ["fit", "plan"])
 @pytest.mark.parametrize("name", ["JUDGE_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "PLAIN", "ADDRESS"])
-def test_a_configuration_cannot_take_a_secret_from_the_environment(config, tmp_path, monkeypatch, capfd, name):
+def test_a_configuration_cannot_take_a_secret_from_the_environment(config, tmp_path, monkeypatch, capfd, name, command):
     """By the variable's name, or by what it holds."""
     values = {"OPENAI_API_KEY": "short", "PLAIN": "sk-" + "x" * 20, "ADDRESS": f"https://me:{PASSWORD}@host"}
     if name in values:
         monkeypatch.setenv(name, values[name])
     (tmp_path / "given.yaml").write_text(config.replace("model: m,", f"model: '${{oc.env:{name}}}',"))
-    assert main(["fit", f"--config={tmp_path / 'given.yaml'}"]) == 2
+    assert main([command, f"--config={tmp_path / 'given.yaml'}"]) == 2
     error = capfd.readouterr().err
     assert f"the environment variable {name} holds a secret" in error
     assert os.environ[name] not in error.replace(name, "")

@@ -173,19 +173,11 @@ def run(command: str, options: list[str]) -> int:
         ValueError: an option, file, model or row is unusable, or the disk is full.
     """
     quieten()
-    # LanguageModel is final, but a function may build one: `class_path: klqlit.models.scratch.new_language_model`.
-    set_parsing_settings(subclasses_enabled=[LanguageModel])
-    prepare_parser()
-    check_configs(options)
     try:
-        cli = CommandLine(command, options)
+        cli = read(command, options)
     except AlreadyFinished as finished:
         rank_zero_info(str(finished))
         return 0
-    except RecursionError as error:
-        raise ValueError("the configuration refers to itself without end: look for `${...}` and anchors") from error
-    except (ValueError, OmegaConfBaseException) as error:
-        raise ValueError(explain(str(error))) from error
     checkpoint = cli.start.checkpoint
     if checkpoint:
         check_contents(checkpoint, training=command == "fit")
@@ -215,6 +207,25 @@ def run(command: str, options: list[str]) -> int:
     except CheckpointNotWritten as error:
         raise ValueError(str(error)) from error
     return 0
+
+
+def read(command: str, options: list[str]) -> CommandLine:
+    """Parse the options, and build what they name.
+
+    Raises:
+        ValueError: an option or a file is unusable, or what it names cannot be built.
+        AlreadyFinished: there is nothing left to do.
+    """
+    # LanguageModel is final, but a function may build one: `class_path: klqlit.models.scratch.new_language_model`.
+    set_parsing_settings(subclasses_enabled=[LanguageModel])
+    prepare_parser()
+    check_configs(options)
+    try:
+        return CommandLine(command, options)
+    except RecursionError as error:
+        raise ValueError("the configuration refers to itself without end: look for `${...}` and anchors") from error
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ValueError(explain(str(error))) from error
 
 
 def quieten() -> None:

@@ -37,13 +37,13 @@ def file(tmp_path_factory):
     return tmp_path_factory.mktemp("configs") / "spoiled.yaml"
 
 
-def complaint(file, capsys, text: str | bytes) -> str | None:
-    """What `fit` says of a configuration, in one line; None where the parser takes it."""
+def complaint(file, capsys, text: str | bytes, command: str = "fit") -> str | None:
+    """What a command says of a configuration, in one line; None where the parser takes it."""
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     capsys.readouterr()
     try:
         with bounded():
-            status = main(["fit", f"--config={file}"])
+            status = main([command, f"--config={file}"])
     except Accepted:
         return None
     assert status == 2
@@ -205,6 +205,14 @@ def test_bombs(file, capsys, malformed, bomb):
         for text in (BOMBS[bomb] + TEXTS[name], TEXTS[name] + BOMBS[bomb]):
             assert "spoiled.yaml' cannot be read: " in complaint(file, capsys, text)
             malformed["configurations that multiply or nest without end"] += 1
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "plan"])
+@pytest.mark.parametrize("text", [BOMBS["doubling"], BOMBS["itself"], "run_dir: a\nrun_dir: b\n", f"a: {TAGS[0]}\n"])
+def test_other_commands_read_as_strictly(file, capsys, text, command):
+    said = complaint(file, capsys, text, command)
+    assert said is not None
+    assert said == complaint(file, capsys, text)
 
 
 @given(place=places(leaves=True), tag=st.sampled_from(TAGS))

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from klqlit.algorithms.base import RLHFModule
-from klqlit.command_line import CommandLine, LanguageModel, quieten, set_parsing_settings
+from klqlit.command_line import quieten, read
 from klqlit.data.online import OnlineDataModule
 from klqlit.models.weight_file import SUPPORTED
-from klqlit.options.errors import explain
 from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, frozen_of, remedies, shared, states_of
 from klqlit.planning.stages import Sizes, bytes_of_parameters, measure
 from klqlit.planning.tracker import Tracker, building
@@ -71,12 +70,8 @@ def planned(
         ValueError: an option is unusable, the configuration is not that of an online run, or its numbers do not divide.
     """
     quieten()
-    set_parsing_settings(subclasses_enabled=[LanguageModel])
-    try:
-        with building():
-            cli = CommandLine("plan", options)
-    except ValueError as error:
-        raise ValueError(explain(str(error))) from error
+    with building():
+        cli = read("plan", options)
     module, data, settings = cli.model, cli.datamodule, cli.config["trainer"]
     if not isinstance(module, RLHFModule) or not isinstance(data, OnlineDataModule):
         raise ValueError(f"plan is for online runs, KLQ or PPO, and {type(module).__name__} is none")
