@@ -101,12 +101,65 @@ def test_several_quantities_of_the_same_tokens_are_added_as_each_alone():
     assert together.compute() == pytest.approx(alone.compute(), rel=1e-12)
 
 
+def test_a_run_that_goes_on_adds_up_as_one_that_never_stopped():
+    """To the last bit, wherever it was cut: what is compared has more digits than a sum can hold."""
+    generator = torch.Generator().manual_seed(0)
+    given = [{name: torch.randn(64, generator=generator).double().exp() for name in "ab"} for _ in range(8)]
+    mask = torch.rand(64, generator=generator) < 0.7
+
+    def update(means, step):
+        means.update(given[step], mask)
+        means.update({"norm": given[step]["a"][0]})
+
+    whole = Means()
+    for step in range(8):
+        update(whole, step)
+    for cut in range(1, 8):
+        first, rest = Means(), Means()
+        for step in range(cut):
+            update(first, step)
+        rest.restore(first.sums())
+        for step in range(cut, 8):
+            assert rest.compute().keys() == {"a", "b", "norm"}
+            update(rest, step)
+        assert rest.compute() == whole.compute()
+        assert all(torch.equal(rest.sums()[name], sums) for name, sums in whole.sums().items())
+
+
+def test_what_was_given_may_change_afterwards():
+    means = Means()
+    numbers, mask = torch.tensor([1.0, 3.0, 8.0]), torch.tensor([True, True, False])
+    means.update({"a": numbers}, mask)
+    means.update({"b": numbers})
+    numbers.zero_()
+    mask.zero_()
+    assert means.compute() == {"a": 2.0, "b": 4.0}
+
+
+def test_a_shape_that_does_not_fit_is_refused_at_once():
+    means = Means()
+    means.update({"a": torch.tensor([1.0, 3.0])})
+    refused = (RuntimeError, TypeError)  # torch's, or that of the shapes in the signature
+    with pytest.raises(refused):
+        means.update({"a": torch.ones(4, 99)}, torch.ones(4, 5, dtype=torch.bool))
+    with pytest.raises(refused):
+        means.update({"a": torch.ones(4), "b": torch.ones(5)})
+    assert means.compute() == {"a": 2.0}
+
+
 def test_quantities_of_different_kinds_are_added_together():
     means = Means()
     means.update(
         {"length": torch.tensor([3, 5]), "ended": torch.tensor([True, False]), "score": torch.tensor([0.5, 1])}
     )
     assert means.compute() == {"length": 4.0, "ended": 0.5, "score": 0.75}
+
+
+def test_names_may_hold_spaces():
+    means = Means()
+    means.update({"a b": torch.tensor([1.0])})
+    means.update({"a": torch.tensor([2.0]), "b": torch.tensor([3.0])})
+    assert means.compute() == {"a b": 1.0, "a": 2.0, "b": 3.0}
 
 
 def test_a_name_may_be_given_in_different_company():

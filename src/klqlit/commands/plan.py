@@ -9,7 +9,7 @@ from klqlit.commands.options import Parser
 EXAMPLES = """examples:
   python -m klqlit plan --config configs/mini_hh_klq.yaml
   python -m klqlit plan --config configs/tldr_klq.yaml --devices 8 --sharding fsdp --memory 80
-all options of `fit` are understood as well, such as --trainer.accumulate_grad_batches 4"""
+all options of `fit` but --resume are understood as well, such as --trainer.accumulate_grad_batches 4"""
 
 
 def run(options: list[str]) -> int:

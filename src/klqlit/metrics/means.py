@@ -11,9 +11,6 @@ from torchmetrics import Metric
 
 from klqlit.ranks import everywhere
 
-AT_ONCE = 64
-"""Updates that are added up together at most: what they were given stays in memory until then."""
-
 
 @final
 class Sums(Metric):
@@ -34,10 +31,10 @@ class Sums(Metric):
         self.names = tuple(names)
         self.add_state("sums", torch.zeros(len(names), 2, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, totals: Float[Tensor, " N"], count: Shaped[Tensor, ""] | int) -> None:
-        """Add `count` numbers of each quantity that sum to `totals`."""
+    def update(self, totals: Float[Tensor, " N"], counts: Shaped[Tensor, "*N"] | int) -> None:
+        """Add numbers that sum to `totals`: as many of each quantity as `counts` says, or one count for all."""
         totals = totals.to(self.sums)
-        counts = count.to(totals).expand_as(totals) if isinstance(count, Tensor) else torch.full_like(totals, count)
+        counts = counts.to(totals).expand_as(totals) if isinstance(counts, Tensor) else torch.full_like(totals, counts)
         # Not in place: what a validation of its own leaves behind are inference tensors.
         self.sums = self.sums + torch.stack([totals, counts], dim=1)
 
@@ -50,8 +47,8 @@ class Sums(Metric):
 class Means(nn.Module):
     """Means by name, each over all the numbers it was ever given since the last reset.
 
-    Numbers are kept as they come, and added up `AT_ONCE` updates at a time or when somebody asks: between the forward
-    and the backward pass of a small model the first operator of its kind costs several times what the next ones do.
+    What an update was given is summed at once, and the sums are added up when somebody asks for them: in the midst of a
+    small model's passes, code that has not run for a while costs several times what it does the second time.
     """
 
     origin: Tensor
@@ -59,27 +56,23 @@ class Means(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._groups = nn.ModuleDict()
-        self._waiting: list[tuple[dict[str, Tensor], Tensor | None]] = []
+        self._waiting: list[tuple[tuple[str, ...], Tensor, Tensor | int]] = []
         # New sums belong where the module is, whatever the numbers' device: ranks exchange them from there.
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def update(self, values: Mapping[str, Shaped[Tensor, "*B"]], mask: Bool[Tensor, "*B"] | None = None) -> None:
-        """Add the numbers of quantities of one shape; where a mask is given, only those at True."""
-        self._waiting.append(({name: x.detach() for name, x in values.items()}, mask))
-        if len(self._waiting) == AT_ONCE:
-            self._add_up()
+        """Add the numbers of quantities of one shape; where a mask is given, only those at True.
 
-    def _add_up(self) -> None:
-        for values, mask in self._waiting:
-            numbers = torch.stack([x if mask is None else x.expand_as(mask) for x in values.values()])
-            if mask is None:
-                count: Shaped[Tensor, ""] | int = numbers[0].numel()
-            else:
-                # Not numbers[:, mask]: a GPU would have to tell how many there are before anything else is asked of it.
-                numbers, count = torch.where(mask, numbers, 0.0), mask.sum()
-            totals = numbers.reshape(len(values), -1).sum(dim=1, dtype=torch.float64)
-            self._group(tuple(values)).update(totals, count)
-        self._waiting.clear()
+        They are taken in the widest type among them, and summed in double precision.
+        """
+        numbers = torch.stack([x.detach() if mask is None else x.detach().expand_as(mask) for x in values.values()])
+        if mask is None:
+            count: Tensor | int = numbers[0].numel()
+        else:
+            # Not numbers[:, mask]: a GPU would have to tell how many there are before anything else is asked of it.
+            numbers, count = torch.where(mask, numbers, 0.0), mask.sum()
+        totals = numbers.reshape(len(values), -1).sum(dim=1, dtype=torch.float64)
+        self._waiting.append((tuple(values), totals, count))
 
     def compute(self) -> dict[str, float]:
         """All means, over all ranks."""
@@ -107,11 +100,30 @@ class Means(nn.Module):
             own = parts[rank] if len(parts) == ranks else parts.sum(dim=0) * (rank == 0)
             self._group([name]).update(own[:1], own[1])
 
+    def _add_up(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for names, totals, count in waiting:
+            self._group(names).update(totals, count)
+
     def _group(self, names: Sequence[str]) -> Sums:
-        """The sums of what is always given together under these names."""
-        key = " ".join(names)
+        """The sums of what is given together under these names."""
+        key = "\n".join(names)
         if key not in self._groups:
-            self._groups[key] = Sums(names).to(self.origin.device)
+            self._groups[key] = self._begun(names)
+        return self._sums_at(key)
+
+    def _begun(self, names: Sequence[str]) -> Sums:
+        """New sums. They go on from what stood alone, as all does after `restore`: a resumed run then adds up in the
+        order of one that was never stopped, to the last bit."""
+        group = Sums(names).to(self.origin.device)
+        alone = {name: self._sums_at(name).sums[0] for name in names if name in self._groups}
+        for name in alone:
+            del self._groups[name]
+        if alone:
+            group.update(*torch.stack([alone.get(name, torch.zeros_like(group.sums[0])) for name in names]).T)
+        return group
+
+    def _sums_at(self, key: str) -> Sums:
         group = self._groups[key]
         assert isinstance(group, Sums)
         return group
@@ -120,8 +132,7 @@ class Means(nn.Module):
         """Sum and count of each name, on the CPU; one name may stand in several groups."""
         self._add_up()
         sums: dict[str, Tensor] = {}
-        for group in self._groups.values():
-            assert isinstance(group, Sums)
+        for group in map(self._sums_at, self._groups):
             for name, pair in zip(group.names, of(group).cpu(), strict=True):
                 sums[name] = sums[name] + pair if name in sums else pair
         return sums

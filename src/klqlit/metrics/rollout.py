@@ -42,7 +42,7 @@ class RolloutMetrics(nn.Module):
             {
                 "objective/J": rollout.scores - self.tau * kl,
                 "kl/sequence": kl,
-                "policy/length": mask.sum(dim=1),
+                "policy/length": mask.sum(dim=1).double(),
                 "policy/ended": rollout.completions.ended,
             }
         )

@@ -21,7 +21,7 @@ ALIGNMENT = 64
 """Bytes that the widest instructions of a processor read at once."""
 
 LARGE = 64 * 2**20
-"""Bytes of weights that are worth room of their own: the heap would take all pages that it gives back once more."""
+"""Bytes from which on weights are worth `make_room`: what the heap gives back it must have anew, page by page."""
 
 
 @final
