@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import final
 
@@ -71,6 +72,11 @@ def wait(what: str, condition: Callable[[], bool], seconds: float = PATIENCE) ->
         time.sleep(0.1)
 
 
+def seconds_until(moment: str) -> float:
+    """From now to a time as SLURM prints it; "Unknown" is any time from now on."""
+    return 0.0 if moment == "Unknown" else (datetime.fromisoformat(moment) - datetime.now()).total_seconds()
+
+
 @final
 class Cluster:
     """The daemons, and what a user says to them.
@@ -129,8 +135,9 @@ class Cluster:
 
         def reached() -> bool:
             found = self.job(job)
-            if found["Reason"] == "BeginTime":
-                self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            if found["Reason"] == "BeginTime" and seconds_until(found["StartTime"]) > 3:
+                # Not at once: a node refuses a job in the second in which it has killed it.
+                self.call("scontrol", "update", f"JobId={job}", "StartTime=now+2seconds", check=False)
             over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
             assert found["JobState"] not in over, f"job {job} is {found['JobState']}, not {state}\n{self.log(job)}"
             return found["JobState"] == state
