@@ -16,32 +16,7 @@ from runs import memory_of_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="weights are moved to a file on Linux only")
 
-PROGRAM = """
-from pathlib import Path
-
-import torch
-from torch import nn
-
-from klqlit.models.weight_file import move_to_file
-
-
-def resident():
-    return int(Path("/proc/self/smaps_rollup").read_text().split("Rss:")[1].split()[0]) * 1024
-
-
-layer = nn.Linear(2**12, 2**12, bias=False).requires_grad_(False)
-layer.weight.sum()  # what torch sets up at its first sum is no weight's memory
-before = resident()
-file = move_to_file([layer])
-moved = resident()
-layer.weight.sum()
-read = resident()
-file.let_go()
-print(before - moved, read - moved, resident() - moved)
-"""
-
-
-ROOM = """
+RESIDENT = """
 import sys
 from pathlib import Path
 
@@ -54,8 +29,27 @@ from klqlit.models.weight_file import move_to_file
 
 def resident():
     return int(Path("/proc/self/smaps_rollup").read_text().split("Rss:")[1].split()[0]) * 1024
+"""
+"""What both programs begin with."""
 
+PROGRAM = (
+    RESIDENT
+    + """
+layer = nn.Linear(2**12, 2**12, bias=False).requires_grad_(False)
+layer.weight.sum()  # what torch sets up at its first sum is no weight's memory
+before = resident()
+file = move_to_file([layer])
+moved = resident()
+layer.weight.sum()
+read = resident()
+file.let_go()
+print(before - moved, read - moved, resident() - moved)
+"""
+)
 
+ROOM = (
+    RESIDENT
+    + """
 keep_freed_memory()
 file = move_to_file([nn.Linear(2**11, int(sys.argv[1]) * 2**7, bias=False).requires_grad_(False)])
 large = [torch.ones(2**20) for _ in range(64)]
@@ -65,6 +59,7 @@ before = resident()
 file.make_room()
 print(before - resident())
 """
+)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Weighted means that are right under any split over ranks and micro-batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -14,29 +14,18 @@ from klqlit.ranks import everywhere
 
 @final
 class Sums(Metric):
-    """Sums of several quantities and how many numbers each is of; `compute` adds both over ranks.
-
-    Double precision: a variance made of mean squares is lost in single precision where the mean is a thousand times the
-    deviation.
-
-    Args:
-        names: of the quantities.
-    """
+    """Sums of several quantities and how many numbers each is of; `compute` adds both over ranks."""
 
     full_state_update = False
     sums: Float[Tensor, "N 2"]
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.names = tuple(names)
-        self.add_state("sums", torch.zeros(len(names), 2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(size, 2, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, totals: Float[Tensor, " N"], counts: Shaped[Tensor, "*N"] | int) -> None:
-        """Add numbers that sum to `totals`: as many of each quantity as `counts` says, or one count for all."""
-        totals = totals.to(self.sums)
-        counts = counts.to(totals).expand_as(totals) if isinstance(counts, Tensor) else torch.full_like(totals, counts)
-        # Not in place: what a validation of its own leaves behind are inference tensors.
-        self.sums = self.sums + torch.stack([totals, counts], dim=1)
+    def update(self, sums: Float[Tensor, "N 2"]) -> None:
+        """Add the sum and the count of each quantity."""
+        self.sums = self.sums + sums
 
     def compute(self) -> Float[Tensor, "N 2"]:
         """Sum and count of each quantity."""
@@ -47,6 +36,9 @@ class Sums(Metric):
 class Means(nn.Module):
     """Means by name, each over all the numbers it was ever given since the last reset.
 
+    Double precision: a variance made of mean squares is lost in single precision where the mean is a thousand times the
+    deviation.
+
     What an update was given is summed at once, and the sums are added up when somebody asks for them: in the midst of a
     small model's passes, code that has not run for a while costs several times what it does the second time.
     """
@@ -55,9 +47,9 @@ class Means(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._groups = nn.ModuleDict()
+        self._sums: dict[str, tuple[float, float]] = {}
         self._waiting: list[tuple[tuple[str, ...], Tensor, Tensor | int]] = []
-        # New sums belong where the module is, whatever the numbers' device: ranks exchange them from there.
+        # Ranks exchange sums from where the module is, whatever the numbers' device.
         self.register_buffer("origin", torch.zeros(()), persistent=False)
 
     def update(self, values: Mapping[str, Shaped[Tensor, "*B"]], mask: Bool[Tensor, "*B"] | None = None) -> None:
@@ -76,17 +68,21 @@ class Means(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """All means, over all ranks."""
-        sums = self._by_name(lambda group: group.compute())
-        return {name: float(total / count) for name, (total, count) in sums.items()}
+        mine = self._added_up()
+        if not mine:
+            return {}
+        everyone = Sums(len(mine)).to(self.origin.device)
+        everyone.update(torch.tensor(list(mine.values()), dtype=torch.float64, device=self.origin.device))
+        return {name: float(total / count) for name, (total, count) in zip(mine, everyone.compute().cpu(), strict=True)}
 
     def reset(self) -> None:
         """Forget everything, names included."""
         self._waiting.clear()
-        self._groups.clear()
+        self._sums.clear()
 
     def sums(self) -> dict[str, Float[Tensor, "R 2"]]:
         """Sum and count by name and rank: what a checkpoint keeps. All ranks must call it."""
-        mine = self._by_name(lambda group: group.sums)
+        mine = {name: torch.tensor(pair, dtype=torch.float64) for name, pair in self._added_up().items()}
         parts = everywhere(mine)
         return {name: torch.stack([part[name] for part in parts]) for name in mine}
 
@@ -98,41 +94,17 @@ class Means(nn.Module):
         self.reset()
         for name, parts in sums.items():
             own = parts[rank] if len(parts) == ranks else parts.sum(dim=0) * (rank == 0)
-            self._group([name]).update(own[:1], own[1])
+            self._sums[name] = float(own[0]), float(own[1])
 
-    def _add_up(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for names, totals, count in waiting:
-            self._group(names).update(totals, count)
-
-    def _group(self, names: Sequence[str]) -> Sums:
-        """The sums of what is given together under these names."""
-        key = "\n".join(names)
-        if key not in self._groups:
-            self._groups[key] = self._begun(names)
-        return self._sums_at(key)
-
-    def _begun(self, names: Sequence[str]) -> Sums:
-        """New sums. They go on from what stood alone, as all does after `restore`: a resumed run then adds up in the
-        order of one that was never stopped, to the last bit."""
-        group = Sums(names).to(self.origin.device)
-        alone = {name: self._sums_at(name).sums[0] for name in names if name in self._groups}
-        for name in alone:
-            del self._groups[name]
-        if alone:
-            group.update(*torch.stack([alone.get(name, torch.zeros_like(group.sums[0])) for name in names]).T)
-        return group
-
-    def _sums_at(self, key: str) -> Sums:
-        group = self._groups[key]
-        assert isinstance(group, Sums)
-        return group
-
-    def _by_name(self, of: Callable[[Sums], Float[Tensor, "N 2"]]) -> dict[str, Float[Tensor, " 2"]]:
-        """Sum and count of each name, on the CPU; one name may stand in several groups."""
-        self._add_up()
-        sums: dict[str, Tensor] = {}
-        for group in map(self._sums_at, self._groups):
-            for name, pair in zip(group.names, of(group).cpu(), strict=True):
-                sums[name] = sums[name] + pair if name in sums else pair
-        return sums
+    def _added_up(self) -> dict[str, tuple[float, float]]:
+        """Sum and count of each name so far. They come to the CPU together, and a GPU is waited for once."""
+        pairs = []
+        for _, totals, count in self._waiting:
+            counts = count.to(totals).expand_as(totals) if isinstance(count, Tensor) else torch.full_like(totals, count)
+            pairs.append(torch.stack([totals, counts], dim=1).to(self.origin.device))
+        names = [name for names, *_ in self._waiting for name in names]
+        self._waiting.clear()
+        for name, (total, count) in zip(names, torch.cat(pairs).cpu().tolist() if pairs else [], strict=True):
+            so_far = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = so_far[0] + total, so_far[1] + count
+        return self._sums
