@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from klqlit.algorithms.klq import KLQ
+from klqlit.algorithms.optimization import Optimization
+from klqlit.algorithms.ppo import PPO
 from klqlit.data.online import flatten, unflatten
 from klqlit.rewards.function import FunctionReward
 from klqlit.rollout.sampling import Sampler
@@ -298,3 +300,38 @@ def test_a_cut_epoch_goes_on_with_the_same_phase(fit):
 def test_the_loader_says_how_many_batches_it_has(fit):
     _, _, data = fit(trainer={"accumulate_grad_batches": 2}, phases=1)
     assert len(data.train_dataloader()) == 8
+
+
+@pytest.mark.parametrize("first", [{"max_epochs": 2}, {"max_epochs": 1}, {"max_steps": 2, "max_epochs": -1}])
+def test_a_data_module_serves_one_run_after_another(quitter_dir, tmp_path, first):
+    """Each samples its own phases from the first prompts on; none trains on what another policy has sampled."""
+    data, runs = make_data(), []
+    for algorithm, trainer in ((KLQ, first), (PPO, {"max_epochs": 2})):
+        asked, watch = Asked(), Watch()
+        module = make_module(quitter_dir, algorithm, sampler=Sampler(response_length=2))
+        make_trainer(tmp_path, asked, watch, **trainer).fit(module, data)
+        runs.append((asked.prompts, [(batch.version, batch.step) for batch in watch.batches]))
+    (before, _), (after, dealt) = runs
+    assert dealt == [*[(0, step) for step in range(4)], *[(4, step) for step in range(4)]]
+    assert [prompts.seeds for prompts in after[: len(before)]] == [prompts.seeds for prompts in before]
+
+
+def test_a_trained_module_is_trained_on_by_another_trainer(quitter_dir, tmp_path):
+    """It is no longer its own reference, which is no fault of the model."""
+    data, module = make_data(), make_module(quitter_dir, KLQ, optimization=Optimization(lr=0.1))
+    for _ in range(2):
+        watch = Watch()
+        make_trainer(tmp_path, watch, max_epochs=1).fit(module, data)
+        assert [(batch.version, batch.step) for batch in watch.batches] == [(0, step) for step in range(4)]
+    assert abs(module.phase_metrics["kl/sequence"]) > 1e-3
+
+
+def test_the_same_trainer_goes_on_with_the_next_phase(quitter_dir, tmp_path):
+    asked, watch, data = Asked(), Watch(), make_data()
+    module = make_module(quitter_dir, KLQ, sampler=Sampler(response_length=2))
+    trainer = make_trainer(tmp_path, asked, watch, max_epochs=1)
+    for phases in (1, 2):
+        trainer.fit_loop.max_epochs = phases
+        trainer.fit(module, data)
+    assert [batch.version for batch in watch.batches] == [0] * 4 + [4] * 4
+    assert asked.prompts[0].seeds != asked.prompts[1].seeds

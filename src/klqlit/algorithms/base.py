@@ -86,8 +86,8 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         self.critic = critic(policy)
         if reference is not None and not same_tokenizer(reference.tokenizer, policy.tokenizer):
             raise ValueError("reference has another tokenizer than the policy, so it cannot read the policy's tokens")
-        # A policy that starts as its own reference must give KL 0 at first; one with a reference of its own need not.
-        self.starts_at_reference = reference is None
+        # An untrained policy that is its own reference must give KL 0; one with a reference of its own need not.
+        self._is_at_reference = reference is None
         self.reference = policy.frozen_copy() if reference is None else reference.requires_grad_(False)
         self.reward = reward.requires_grad_(False)
         self.gold = None if gold is None else gold.requires_grad_(False)
@@ -159,8 +159,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         self._make_room()
         with torch.no_grad():
             rollout = self._shaped(gather(self.roll_out(prompts)))
-            if rollout.version == 0 and self.starts_at_reference:
+            if rollout.version == 0 and self._is_at_reference:
                 check_first_rollout(rollout, tolerance=1e-4 if self._full_precision else 5e-2)
+            self._is_at_reference = False
             self._measure(rollout)
             return self.targets(rollout)
 

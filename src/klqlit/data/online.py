@@ -21,7 +21,8 @@ class OnlineDataModule(L.LightningDataModule):
 
     A phase takes `epochs * minibatches` optimizer steps; each minibatch is split over the ranks and over
     `trainer.accumulate_grad_batches` micro-batches. The state is a phase counter and the rows of a phase under way:
-    everything random comes from `seed` and counters.
+    everything random comes from `seed` and counters. A new trainer begins with phase 0; with more `max_epochs` the same
+    trainer goes on.
 
     Args:
         source: the prompts.
@@ -88,6 +89,9 @@ class OnlineDataModule(L.LightningDataModule):
     # Lightning's side ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self._trainer.global_step == 0:
+            # Another run may have used this module. A checkpoint to resume from is read after this.
+            self.phase, self._experience, self._saved_dealing = 0, None, None
         self._check_limit()
         splits: tuple[Split, ...] = ("train", "validation") if stage == "fit" else ("validation",)
         for name in splits:
@@ -120,7 +124,7 @@ class OnlineDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Phase counter and, in the middle of a phase, its rows: the same on every rank."""
-        if self._experience is None or self._steps_done >= self.steps:
+        if self._experience is None or self._steps_done not in range(self.steps):
             return {"phase": self.phase + (self._experience is not None), "version": 0, "experience": None}
         under_way = {"experience": flatten(self._experience), "dealing": self._dealing}
         return {"phase": self.phase, "version": self._version} | under_way
@@ -168,7 +172,7 @@ class OnlineDataModule(L.LightningDataModule):
         if self._saved_dealing is not None:
             check_unchanged(self._saved_dealing, self._dealing, "phase")
             self._saved_dealing = None
-        if self._experience is not None and self._steps_done >= self.steps:
+        if self._experience is not None and self._steps_done not in range(self.steps):
             self.phase, self._experience = self.phase + 1, None
         if self._experience is None:
             self._version = self._trainer.global_step
