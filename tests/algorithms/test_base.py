@@ -502,8 +502,29 @@ def test_half_precision_for_everything_is_refused(fit):
             check_precision(precision)
 
 
-def test_weights_in_bfloat16_train(fit, quitter_dir):
-    watch, _ = fit(KLQ, policy=LanguagePolicy(quitter_dir, dtype="bfloat16"))
+def test_weights_in_bfloat16_train_and_what_they_lose_is_said(fit, quitter_dir, caplog):
+    with caplog.at_level("INFO"):
+        watch, _ = fit(KLQ, policy=LanguagePolicy(quitter_dir, dtype="bfloat16"))
+    assert len(watch.gradients) == 8
+    assert "trained weights are in bfloat16 (policy.model." in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_weights_in_float16_are_refused_before_anything_is_sampled(quitter_dir, tmp_path, precision):
+    """AdamW moves them by more than their own size at a learning rate of 1e-5, and nothing becomes infinite."""
+    policy = LanguagePolicy(quitter_dir, dtype="float32")
+    policy.model.half().save_pretrained(tmp_path / "half")
+    policy.tokenizer.save_pretrained(tmp_path / "half")
+    module = make_module(quitter_dir, policy=LanguagePolicy(str(tmp_path / "half"), dtype="auto"))
+    trainer = make_trainer(tmp_path, max_epochs=1, precision=precision)
+    with pytest.raises(ValueError, match=r"policy\.model\.\S+ is in float16, .* dtype: float32; trainer\.precision"):
+        trainer.fit(module, make_data())
+    assert not module.phase_metrics
+
+
+def test_frozen_models_may_be_in_float16(fit, quitter_dir):
+    reference = LanguagePolicy(quitter_dir, dtype="float16")
+    watch, _ = fit(KLQ, reference=reference)
     assert len(watch.gradients) == 8
 
 

@@ -118,6 +118,13 @@ def test_options_are_checked(options, message):
         new_module("sft", **options)
 
 
+def test_weights_in_float16_are_refused(tmp_path):
+    module = new_module("sft")
+    module.model.half()
+    with pytest.raises(ValueError, match=r"model\.\S+ is in float16, which AdamW cannot train.* dtype: float32"):
+        fit(module, CompletionDataModule(source(tmp_path), 3), tmp_path)
+
+
 def test_a_cosine_needs_an_end(tmp_path):
     with pytest.raises(ValueError, match="decay='cosine' needs an end: set trainer"):
         fit(new_module("sft"), CompletionDataModule(source(tmp_path), 3), tmp_path, max_epochs=-1)

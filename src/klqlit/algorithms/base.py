@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision
+from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision, check_weights
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
@@ -272,6 +272,8 @@ class RLHFModule(ClipsByKnownNorm, ABC):
     def on_fit_start(self) -> None:
         self.sampler.refuse_truncation()
         check_precision(str(self.trainer.precision))
+        check_weights(self)
+        self._evaluated = []  # an interrupted step may have left some
         if self.device.type == "cpu":
             keep_freed_memory()
             self._frozen_weights = self._frozen_weights or move_to_file([self.reference, *self._rewards])

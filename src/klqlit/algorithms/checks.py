@@ -1,5 +1,9 @@
 """Conditions that an on-policy run must meet, each with a message that says what to change."""
 
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
 from klqlit.functional import masked_mean
 from klqlit.types import Minibatch, Rollout
 
@@ -42,4 +46,24 @@ def check_precision(precision: str) -> None:
     if precision in ("bf16-true", "16-true", "16-mixed"):
         raise ValueError(
             f"trainer.precision={precision!r} loses what on-policy ratios are made of: use '32-true' or 'bf16-mixed'"
+        )
+
+
+def check_weights(module: nn.Module) -> None:
+    """Refuse to train weights in float16, and say what bfloat16 loses.
+
+    In float16 the squares of small gradients are 0 in AdamW's second moment, and so is its epsilon: a step that should
+    be as large as the learning rate has no bound.
+    """
+    trained = [(name, p.dtype) for name, p in module.named_parameters() if p.requires_grad]
+    for name, dtype in trained:
+        if dtype == torch.float16:
+            raise ValueError(
+                f"{name} is in float16, which AdamW cannot train: its steps would have no bound. Load the model with "
+                "dtype: float32; trainer.precision: bf16-mixed computes in half precision all the same"
+            )
+    if rounded := [name for name, dtype in trained if dtype == torch.bfloat16]:
+        rank_zero_info(
+            f"{len(rounded)} of {len(trained)} trained weights are in bfloat16 ({rounded[0]}, ...), where steps "
+            "smaller than 1/256 of a weight are lost: dtype: float32 keeps them"
         )

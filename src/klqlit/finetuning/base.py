@@ -9,6 +9,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from klqlit.algorithms.checks import check_weights
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Divergence, broken_parts, first_trouble, total_norm
 from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
@@ -123,6 +124,10 @@ class Finetuning(ClipsByKnownNorm, ABC):
             raise ValueError("decay='cosine' needs an end: set trainer.max_epochs or trainer.max_steps")
         scheduler = LambdaLR(optimizer, lambda step: self._factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        check_weights(self)
+        self._totals = []  # an interrupted step may have left some
 
     def on_train_start(self) -> None:
         use_present_options(self.trainer, {"model": {"lr": self._lr, "weight_decay": self._weight_decay}})

@@ -113,7 +113,8 @@ class LanguagePolicy(Policy):
 
     Args:
         path: local directory or hub name.
-        dtype: of the weights: "float32", "bfloat16", or "auto" for the checkpoint's own.
+        dtype: of the weights: "float32" to be trained; else also "bfloat16", "float16", or "auto" for the
+            checkpoint's own.
         attn_implementation: as in transformers; None for its default.
         trust_remote_code: run code that comes with the model. Off unless you trust its author.
         revision: branch, tag or commit on the hub.
