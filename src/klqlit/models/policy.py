@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from klqlit.functional import linear_logprobs, token_logprobs
 from klqlit.models.cache import ReservedCache
+from klqlit.models.decoding_check import check_decoding
 from klqlit.models.fixed_step import FixedStep, fixed_step
 from klqlit.models.loading import (
     check_vocabulary,
@@ -120,7 +121,8 @@ class LanguagePolicy(Policy):
         revision: branch, tag or commit on the hub.
 
     Raises:
-        ValueError: the model cannot be loaded, has no EOS token, or cannot compute logits at chosen positions.
+        ValueError: the model cannot be loaded, has no EOS token, or cannot compute logits at chosen positions or
+            decode token by token.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class LanguagePolicy(Policy):
                 "(its forward has no `logits_to_keep`); choose a causal language model that can"
             )
         self.plain_head = has_plain_head(self.model)
+        check_decoding(self, self.model, path)
 
     @property
     def vocab_size(self) -> int:

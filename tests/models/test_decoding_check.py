@@ -1,0 +1,46 @@
+"""Models that cannot be decoded token by token are refused when a policy is made of them."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from builders import save, tiny_tokenizer
+from klqlit.models.policy import LanguagePolicy
+from models.test_families import SIZES
+
+
+@pytest.fixture
+def random_model(tmp_path):
+    def build(family, layers=2):
+        torch.manual_seed(0)
+        sizes = SIZES | {"num_hidden_layers": layers, "initializer_range": 0.3, "eos_token_id": 0}
+        config = AutoConfig.for_model(family, **sizes)
+        return save(tmp_path, AutoModelForCausalLM.from_config(config), tiny_tokenizer())
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [
+        ("mamba", 2),  # its state stands in an argument of another name
+        ("rwkv", 2),
+        ("recurrent_gemma", 3),  # some of its state stands in the modules
+        ("roberta", 2),  # reads what follows a token, unless told to be a decoder
+    ],
+)
+def test_a_model_that_says_other_things_token_by_token_is_refused(random_model, family, layers):
+    path = random_model(family, layers)
+    with pytest.raises(ValueError, match=rf"policy\.path='{path}': \w+ gives other log-probabilities, by \S+ nats"):
+        LanguagePolicy(path)
+
+
+def test_a_model_that_knows_no_such_cache_is_refused_with_its_own_words(random_model):
+    with pytest.raises(ValueError, match=r"MiniMaxForCausalLM cannot be sampled from token by token \(ValueE"):
+        LanguagePolicy(random_model("minimax"))
+
+
+@pytest.mark.parametrize(("family", "layers"), [("gemma2", 2), ("gpt_oss", 2), ("lfm2", 2), ("jamba", 8), ("mpt", 2)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_kinds_of_state_that_a_cache_holds_are_taken(random_model, family, layers, dtype):
+    LanguagePolicy(random_model(family, layers), dtype=dtype)
