@@ -236,6 +236,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(quitter_dir, 
     close(weights(module), endless.before, atol=0, rtol=0)
 
 
+def test_weights_that_a_step_has_broken_stop_the_next_rollout(quitter_dir, tmp_path):
+    """After the last step of a phase no loss tells of them; nothing is scored under them."""
+    scored = []
+
+    def score(prompts, completions, **columns):
+        scored.append(len(completions))
+        return [0.0] * len(completions)
+
+    module = make_module(quitter_dir, reward=FunctionReward(score), optimization=Optimization(lr=1e20))
+    with pytest.raises(Divergence, match="not finite after optimizer step 1, though all weights are finite, and"):
+        make_trainer(tmp_path, max_epochs=2).fit(module, make_data(minibatches=1, epochs=1))
+    assert scored == [8]
+
+
+@pytest.mark.parametrize("stage", ["validate", "predict"])
+def test_a_model_whose_weights_are_not_finite_is_not_evaluated(quitter_dir, tmp_path, stage):
+    module = make_module(quitter_dir)
+    with torch.no_grad():
+        module.policy.model.get_output_embeddings().weight[3, 0] = math.nan
+    with pytest.raises(Divergence, match=r"after optimizer step 0, in weights, say model\.\S+, .* look at the model"):
+        getattr(make_trainer(tmp_path, limit_val_batches=1), stage)(module, make_data())
+
+
 def test_nan_in_padding_is_no_divergence(quitter_dir, tmp_path):
     class Rubbish(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):

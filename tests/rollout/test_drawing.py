@@ -51,6 +51,13 @@ def test_blocks_change_no_draw(vocab):
     assert torch.equal(draw(probs, uniform), plain)
 
 
+@pytest.mark.parametrize("vocab", [3, BLOCK, 2 * BLOCK + 3])
+def test_a_draw_from_what_is_no_number_is_a_token_all_the_same(vocab):
+    """Whoever drew can then say what is wrong, before an index that is none does."""
+    drawn = draw(torch.full((5, vocab), math.nan), torch.tensor(SMALLEST_AND_LARGEST))
+    assert bool(((drawn >= 0) & (drawn < vocab)).all())
+
+
 @pytest.mark.parametrize("token", [0, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
 def test_a_certain_token_is_drawn_wherever_it_stands(token):
     probs = torch.zeros(5, 2 * BLOCK + 4)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision, check_weights
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
-from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_step, gradient_norms
+from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_sampled, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
 from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
@@ -192,6 +192,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         prompts = replace(prompts, tokens=prompts.tokens.to(self.device), mask=prompts.mask.to(self.device))
         with self._in_use(policy):
             sample = self.sampler.sample(policy, prompts)
+        check_sampled(sample.logprobs, policy, step=self.global_step)
         sequences = Sequences(
             prompt_tokens=prompts.tokens, prompt_mask=prompts.mask, tokens=sample.tokens, mask=sample.mask
         )

@@ -166,6 +166,27 @@ def check_step(
     )
 
 
+def check_sampled(logprobs: Float[Tensor, "B T"], module: nn.Module, *, step: int) -> None:
+    """Stop before what a broken policy has sampled is scored, learned from or reported.
+
+    Args:
+        logprobs: of the sampled tokens, nats; 0 at padding.
+        module: whose parameters the report speaks of.
+        step: optimizer steps taken so far.
+
+    Raises:
+        Divergence: a log-probability is not finite.
+    """
+    if not all_finite(logprobs):
+        broken = broken_parts(module)
+        where = f"in weights, say {broken[BROKEN[0]][0]}" if broken[BROKEN[0]] else "though all weights are finite"
+        raise Divergence(
+            f"log-probabilities of sampled tokens are not finite after optimizer step {step}, {where}, and the run "
+            "stops; checkpoints are kept. Try a lower optimization.lr, or look at the model if no step was taken",
+            {"what": "log-probabilities of sampled tokens are not finite"} | broken,
+        )
+
+
 def broken_parts(module: nn.Module) -> dict[str, Any]:
     """Names of parameters, and of gradients, that are not finite (in this rank's shard where they are sharded)."""
     named = list(module.named_parameters())

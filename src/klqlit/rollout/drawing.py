@@ -70,7 +70,8 @@ def draw(probs: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> Int[Tenso
     columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=probs.device)
     inside = torch.where(columns < vocab, probs.gather(-1, columns.clamp(max=vocab - 1)), 0.0).cumsum(dim=-1)
     token, _ = _passed(inside, uniform * cumulative[:, -1] - below)
-    return block * BLOCK + token
+    # No sum is above a target that is no number; such a draw must not end in an index that is none.
+    return (block * BLOCK + token).clamp(max=vocab - 1)
 
 
 def _passed(cumulative: Float[Tensor, "B n"], target: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
