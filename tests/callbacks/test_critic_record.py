@@ -92,6 +92,13 @@ def test_realised_returns_by_hand(model_dir):
     torch.testing.assert_close(found, torch.tensor([[0.975, 1.025], [2.975, 0.0]]))
 
 
+@pytest.mark.parametrize("algorithm", [KLQ, PPO])
+def test_realised_returns_are_discounted_as_the_critic_learns_them(model_dir, algorithm):
+    """-0.05 + 0.5 * 1.025 = 0.4625."""
+    module = make_module(model_dir("llama"), algorithm, tau=0.1, gamma=0.5)
+    torch.testing.assert_close(module.realised_returns(two_rows()), torch.tensor([[0.4625, 1.025], [2.975, 0.0]]))
+
+
 @pytest.mark.parametrize("text", ["What is 1?", "Ünïcödé – ✓ 漢字 🎉", "", "a\n\nb  c"])
 def test_pieces_join_to_the_text(text):
     tokenizer = tiny_tokenizer()

@@ -15,7 +15,14 @@ from torch.optim import Optimizer
 from torchmetrics import ExplainedVariance
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import check_first_rollout, check_fresh, check_precision, check_weights
+from klqlit.algorithms.checks import (
+    check_first_rollout,
+    check_fresh,
+    check_losses,
+    check_precision,
+    check_targets,
+    check_weights,
+)
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_sampled, check_step, gradient_norms
 from klqlit.algorithms.optimization import Optimization
@@ -64,7 +71,10 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     Attributes:
         kl_coefficient: tau as targets and losses use it now. Change it between phases only.
+        gamma: discount of the returns that the critic is to predict; 1 unless the objective has another.
     """
+
+    gamma: float = 1.0
 
     def __init__(
         self,
@@ -163,7 +173,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
                 check_first_rollout(rollout, tolerance=1e-4 if self._full_precision else 5e-2)
             self._is_at_reference = False
             self._measure(rollout)
-            return self.targets(rollout)
+            experience = self.targets(rollout)
+            check_targets(type(self).__name__, experience, rollout.mask)
+            return experience
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """This rank's completions with log-probabilities, values and raw scores; the rewards are not shaped yet."""
@@ -221,7 +233,8 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         return replace(rollout, rewards=self.shaping(rollout.rewards, rollout.completions.ended, rollout.mask))
 
     def realised_returns(self, rollout: Rollout) -> Float[Tensor, "B T"]:
-        r"""What V(s_t) should predict: \sum_{k \ge t} ( r_{k+1} - \tau \log( \pi(a_k|s_k) / \pi_b(a_k|s_k) ) ).
+        r"""What V(s_t) should predict:
+        \sum_{k \ge t} \gamma^{k-t} ( r_{k+1} - \tau \log( \pi(a_k|s_k) / \pi_b(a_k|s_k) ) ).
 
         Args:
             rollout: with shaped rewards, in whose units the critic learns.
@@ -230,7 +243,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         rewards = kl_penalised_rewards(
             rollout.rewards, rollout.logprobs, rollout.ref_logprobs, mask, tau=self.kl_coefficient
         )
-        return monte_carlo_returns(rewards, mask, gamma=1.0)
+        return monte_carlo_returns(rewards, mask, gamma=self.gamma)
 
     def _measure(self, rollout: Rollout) -> None:
         """Metrics of the phase's rollout. It holds all ranks' rows, so that every rank computes the same."""
@@ -304,7 +317,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         check_fresh(batch, self.global_step)
         experience, mask = batch.experience, batch.experience.mask
         logprobs, values = self.evaluate(experience.sequences)
-        losses, metrics = self.loss(experience, logprobs, values)
+        returned = self.loss(experience, logprobs, values)
+        check_losses(type(self).__name__, returned, mask)
+        losses, metrics = returned
         total = masked_sum(losses, mask)
         logratio = torch.where(mask, logprobs.detach() - experience.logprobs, 0.0)
         metrics |= {"loss": losses, "kl_old": kl_k3(-logratio)}

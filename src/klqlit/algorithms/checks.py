@@ -1,11 +1,15 @@
 """Conditions that an on-policy run must meet, each with a message that says what to change."""
 
+from dataclasses import fields
+from typing import Any
+
 import torch
+from jaxtyping import Bool
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
 from klqlit.functional import masked_mean
-from klqlit.types import Minibatch, Rollout
+from klqlit.types import Experience, Minibatch, Rollout
 
 
 class StaleRollout(RuntimeError):
@@ -34,6 +38,48 @@ def check_first_rollout(rollout: Rollout, tolerance: float) -> None:
             f"before the first update, policy and reference differ by {gap:.2g} nats a token, where a frozen copy must "
             f"give 0 (up to {tolerance:g} for rounding). Likely: a custom policy has dropout on or ignores "
             "`temperature` in its forward, or the model mishandles left padding or position_ids"
+        )
+
+
+def check_targets(objective: str, experience: Any, mask: Bool[Tensor, "B T"]) -> None:
+    """Refuse what an objective's `targets` returned, unless it is an experience with one number a token.
+
+    Args:
+        objective: name of its class, for the message.
+        experience: what it returned.
+        mask: of the rollout.
+    """
+    if not isinstance(experience, Experience):
+        raise ValueError(f"{objective}.targets must return an Experience, not a {type(experience).__name__}")
+    for field in fields(experience):
+        if field.name != "sequences":
+            _check_per_token(f"{objective}.targets: {field.name}", getattr(experience, field.name), mask)
+
+
+def check_losses(objective: str, returned: Any, mask: Bool[Tensor, "B T"]) -> None:
+    """Refuse what an objective's `loss` returned, unless it is one loss a token and quantities by name.
+
+    A mean would be spread over the tokens without a word, and weighed a second time.
+
+    Args:
+        objective: name of its class, for the message.
+        returned: what it returned.
+        mask: of the rows.
+    """
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
+        raise ValueError(f"{objective}.loss must return losses and a dict of quantities to log: `losses, {{}}`")
+    losses, quantities = returned
+    _check_per_token(f"{objective}.loss: the losses", losses, mask)
+    for name, values in quantities.items():
+        _check_per_token(f"{objective}.loss: {name!r}", values, mask)
+
+
+def _check_per_token(what: str, found: Any, mask: Bool[Tensor, "B T"]) -> None:
+    shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != list(mask.shape):
+        raise ValueError(
+            f"{what} must be a tensor of the shape {list(mask.shape)}, one number a token, and is {shape}: return "
+            "neither a mean nor a sum, the tokens are weighed afterwards"
         )
 
 
