@@ -90,7 +90,10 @@ def test_an_unknown_command_names_the_known_ones(capsys):
         ("--model.tau=-1", "tau must be a finite number above 0, got -1.0"),
         ("--model.lam=1.5", "lam must lie in [0, 1], got 1.5"),
         ("--data.rollouts=9", "data.minibatches=2 does not divide data.rollouts=9"),
-        ("--data.max_prompt_tokens=125", "the policy's positions leave room for 122 prompt tokens"),
+        (
+            "--data.max_prompt_tokens=125",
+            "policy, reference and critic leave room for 122 prompt tokens",
+        ),
         ("--trainer.accumulate_grad_batches=3", "cannot be split evenly"),
         ("--model.policy.path=/nowhere/model", "there is no model directory '/nowhere/model'"),
         ("--data.source.path=/nowhere/rows.json", "there is no data file '/nowhere/rows.json'"),

@@ -3,12 +3,14 @@
 import copy
 import math
 import sys
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
+from builders import save, tiny_language_model
 from klqlit.algorithms.base import FROZEN
 from klqlit.algorithms.checks import StaleRollout, check_precision
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
@@ -199,6 +201,18 @@ def test_a_reference_of_its_own_may_differ(fit, model_dir):
     watch, module = fit(KLQ, path=model_dir("llama"), reference=LanguagePolicy(model_dir("llama", seed=1)))
     assert watch.metrics[0]["kl/sequence"] > 0.1
     assert not any(p.requires_grad for p in module.reference.parameters())
+
+
+@pytest.mark.parametrize("part", ["reference", "critic"])
+def test_a_prompt_must_fit_whatever_reads_it(quitter_dir, tmp_path, part):
+    """The quitter has 128 positions, and here something beside it 16."""
+    tokenizer = LanguagePolicy(quitter_dir).tokenizer
+    path = save(tmp_path / "short", tiny_language_model("gpt2", tokenizer, positions=16), tokenizer)
+    makers = {"reference": LanguagePolicy(path), "critic": partial(SeparateCritic, path=path)}
+    module = make_module(quitter_dir, **{part: makers[part]})
+    assert module.prompt_limit == 16 - 6
+    with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=32 does not fit: .* leave room for 10 prompt"):
+        make_trainer(tmp_path).fit(module, make_data())
 
 
 # Divergence ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 
 from builders import ARCHITECTURES, save, tiny_reward_model, tiny_tokenizer
 from klqlit.models.critic import NoCritic, SeparateCritic, SharedCritic
@@ -49,6 +50,27 @@ def test_separate_critic_starts_from_the_policys_trunk(policy, sequences):
     features = policy(sequences, temperature=1.0, features=True).features
     torch.nn.init.ones_(critic.head.weight)
     torch.testing.assert_close(critic(sequences, None)[sequences.mask], features.sum(dim=-1)[sequences.mask])
+
+
+@pytest.mark.parametrize("make", [SeparateCritic, SharedCritic])
+def test_critics_are_as_wide_as_the_states_they_read(tmp_path, sequences, make):
+    """OPT-350m projects its states to half of `hidden_size`."""
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 2}
+    others = {"num_attention_heads": 2, "max_position_embeddings": 64, "pad_token_id": 1, "eos_token_id": 0}
+    tokenizer = tiny_tokenizer()
+    config = OPTConfig(vocab_size=len(tokenizer), do_layer_norm_before=False, **sizes, **others)
+    policy = LanguagePolicy(save(tmp_path, OPTForCausalLM(config), tokenizer))
+    critic = make(policy)
+    assert critic.head.in_features == 16
+    assert values(critic, policy, sequences).shape == sequences.mask.shape
+
+
+def test_a_policy_without_a_trunk_of_its_own_needs_another_critic(llama, monkeypatch, sequences):
+    monkeypatch.setattr(type(llama.model), "base_model_prefix", "absent")
+    monkeypatch.setattr(llama, "plain_head", False)  # as it is where there is no trunk
+    with pytest.raises(ValueError, match=r"start from a LlamaForCausalLM.* give critic\.path, or use SharedCritic"):
+        SeparateCritic(llama)
+    assert values(SharedCritic(llama), llama, sequences).shape == sequences.mask.shape
 
 
 def test_separate_critic_shares_no_weight_with_the_policy(llama):

@@ -141,9 +141,10 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     @property
     def prompt_limit(self) -> int | None:
-        """Longest prompt, in tokens, that leaves room for a response."""
-        limit = self.policy.max_positions
-        return None if limit is None else limit - self.sampler.response_length
+        """Longest prompt, in tokens, that leaves room for a response wherever it is read."""
+        limits = [part.max_positions for part in (self.policy, self.reference, self.critic)]
+        known = [limit for limit in limits if limit is not None]
+        return min(known) - self.sampler.response_length if known else None
 
     def configure_model(self) -> None:
         rewards = [model for part in self._rewards for model in transformers_in(part)]

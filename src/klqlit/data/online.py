@@ -261,8 +261,9 @@ class OnlineDataModule(L.LightningDataModule):
         limit = self._collector.prompt_limit
         if limit is not None and self.max_prompt_tokens > limit:
             raise ValueError(
-                f"data.max_prompt_tokens={self.max_prompt_tokens} does not fit: the policy's positions leave room for "
-                f"{max(limit, 0)} prompt tokens beside the response; lower it, or sampler.response_length"
+                f"data.max_prompt_tokens={self.max_prompt_tokens} does not fit: the positions of policy, reference and "
+                f"critic leave room for {max(limit, 0)} prompt tokens beside the response; lower it, or "
+                "sampler.response_length"
             )
 
     def _check_split(self) -> None:

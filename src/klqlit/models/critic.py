@@ -8,8 +8,16 @@ from typing import ClassVar, Literal, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from klqlit.models.loading import disable_dropout, load_reward_model, load_tokenizer, load_trunk, same_tokenizer
+from klqlit.models.loading import (
+    disable_dropout,
+    load_reward_model,
+    load_tokenizer,
+    load_trunk,
+    max_positions,
+    same_tokenizer,
+)
 from klqlit.models.policy import LanguagePolicy, Policy
 from klqlit.models.states import spread, token_states
 from klqlit.types import Sequences
@@ -20,6 +28,11 @@ class Critic(nn.Module, ABC):
 
     reads_features: ClassVar[bool]
     """True where the critic reads the policy's hidden states instead of the tokens."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest prompt and response that the critic itself reads, in tokens; None where there is no limit."""
+        return None
 
     @abstractmethod
     def forward(self, sequences: Sequences, features: Float[Tensor, "B T H"] | None) -> Float[Tensor, "B T"]:
@@ -41,7 +54,8 @@ class SeparateCritic(Critic):
         trust_remote_code: run code that comes with the model at `path`.
 
     Raises:
-        ValueError: `head="pretrained"` without a path, or a tokenizer that is not the policy's.
+        ValueError: `head="pretrained"` without a path, a tokenizer that is not the policy's, or a model without a trunk
+            of its own.
     """
 
     reads_features: ClassVar[bool] = False
@@ -66,6 +80,10 @@ class SeparateCritic(Critic):
             )
         self.trunk, self.head = _trunk_and_head(policy, path, head, trust_remote_code)
         disable_dropout(self.trunk)
+
+    @property
+    def max_positions(self) -> int | None:
+        return max_positions(self.trunk.config)
 
     def forward(self, sequences: Sequences, features: Float[Tensor, "B T H"] | None) -> Float[Tensor, "B T"]:
         states = token_states(self.trunk, sequences)
@@ -98,7 +116,7 @@ class SharedCritic(Critic):
         if not 0 <= trunk_gradient <= 1:
             raise ValueError(f"critic.trunk_gradient={trunk_gradient} lies outside [0, 1]")
         self.trunk_gradient = trunk_gradient
-        self.head = _zero_head(policy.model.config.hidden_size)
+        self.head = _zero_head(policy.model.get_output_embeddings().in_features)  # which reads these states
 
     def forward(self, sequences: Sequences, features: Float[Tensor, "B T H"] | None) -> Float[Tensor, "B T"]:
         assert features is not None, "SharedCritic reads the policy's features"
@@ -129,18 +147,31 @@ def _zero_head(hidden_size: int) -> nn.Linear:
 
 def _trunk_and_head(
     policy: Policy, path: str | None, head: Literal["zero", "pretrained"], trust_remote_code: bool
-) -> tuple[nn.Module, nn.Linear]:
+) -> tuple[PreTrainedModel, nn.Linear]:
     if head == "pretrained":
         assert path is not None
         model = load_reward_model(path, trust_remote_code=trust_remote_code)
         score = dict(model.named_children()).get("score")
         if not isinstance(score, nn.Linear):
             raise ValueError(f"critic.path={path!r} has no linear `score` head to start from; use critic.head='zero'")
-        return model.base_model, score
+        return model.base_model, score  # type: ignore[return-value]
     if path is not None:
         model = load_trunk(path, trust_remote_code=trust_remote_code)
     elif isinstance(policy, LanguagePolicy):
         model = copy.deepcopy(policy.model)
+        if model.base_model is model:
+            raise ValueError(
+                f"SeparateCritic cannot start from a {type(model).__name__}, which has no trunk of its own (its "
+                "`base_model` is itself): give critic.path, or use SharedCritic"
+            )
     else:
         raise ValueError(f"SeparateCritic needs a LanguagePolicy or a path, got {type(policy).__name__} and no path")
-    return model.base_model, _zero_head(model.config.hidden_size)
+    trunk: PreTrainedModel = model.base_model  # type: ignore[assignment]
+    return trunk, _zero_head(_width(trunk))
+
+
+@torch.no_grad()
+def _width(trunk: PreTrainedModel) -> int:
+    """Numbers in a hidden state, which some models project to fewer than `hidden_size`: one token is tried."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=trunk.device)
+    return trunk(input_ids=token, use_cache=False).last_hidden_state.shape[-1]
