@@ -137,6 +137,15 @@ def test_heads_that_do_more_than_a_product_are_told_apart_and_give_the_models_ow
     torch.testing.assert_close(again[sequences.mask], output.logprobs[sequences.mask])
 
 
+def test_a_head_that_does_more_reads_response_tokens_alone(capped):
+    """Not all positions behind the shortest prompt, each of whose logits are as many as the vocabulary."""
+    shapes = []
+    head = capped.model.get_output_embeddings()
+    with head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape))):
+        capped(make_sequences(PROMPTS, RESPONSES, left=1, right=1), temperature=1.0)
+    assert shapes == [(1, sum(map(len, RESPONSES)), 328)]
+
+
 def test_the_head_is_tried_in_the_weights_own_type(model_dir):
     assert has_plain_head(LanguagePolicy(model_dir("llama"), dtype="bfloat16").model)
 

@@ -146,10 +146,11 @@ class LanguagePolicy(Policy):
         )
         check_vocabulary(self.tokenizer, self.model, path)
         disable_dropout(self.model)
-        if "logits_to_keep" not in signature(self.model.forward).parameters:
+        head = self.model.get_output_embeddings()
+        if head is None or "logits_to_keep" not in signature(self.model.forward).parameters:
             raise ValueError(
                 f"policy.path={path!r}: {type(self.model).__name__} cannot compute logits at chosen positions "
-                "(its forward has no `logits_to_keep`); choose a causal language model that can"
+                "(its forward has no `logits_to_keep`, or it has no LM head); choose a causal language model that can"
             )
         self.plain_head = has_plain_head(self.model)
         check_decoding(self, self.model, path)

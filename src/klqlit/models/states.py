@@ -34,17 +34,19 @@ def token_states(trunk: nn.Module, sequences: Sequences) -> Float[Tensor, "N H"]
 
 
 def token_logits(model: PreTrainedModel, sequences: Sequences) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N H"]]:
-    """Logits of each real response token as the model itself computes them, and the states they come from."""
-    aligned = sequences.aligned()
-    first = int(sequences.lengths.prompts.min()) - 1
-    output = model(
-        input_ids=aligned.tokens,
-        logits_to_keep=aligned.tokens.shape[1] - first,
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    logits = output.logits[aligned.rows, aligned.columns - first]
-    return logits, output.hidden_states[-1][aligned.rows, aligned.columns]
+    """Logits of each real response token as the model itself computes them, and the states its LM head read.
+
+    The head is given these tokens alone, whatever the model does to its logits afterwards.
+    """
+    aligned, read = sequences.aligned(), []
+
+    def response_tokens(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        read.append(inputs[0][aligned.rows, aligned.columns])
+        return (read[0][None],)
+
+    with model.get_output_embeddings().register_forward_pre_hook(response_tokens):
+        logits = model(input_ids=aligned.tokens, use_cache=False).logits
+    return logits[0], read[0]
 
 
 def few_logits(head: nn.Linear, states: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
