@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from functools import cache
 
+import jaxtyping
 import pytest
 import torch
 
@@ -25,6 +26,14 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def unchecked_types():
+    """Annotations are not enforced, as outside of the tests: what a user mistypes arrives."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

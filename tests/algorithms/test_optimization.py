@@ -105,8 +105,12 @@ def test_a_critic_without_weights_needs_no_group(quitter_dir):
         ({"critic_lr": -1.0}, r"optimization\.critic_lr must be a finite number above 0"),
         ({"warmup_steps": -1}, r"optimization\.warmup_steps must be a finite number of at least 0, got -1"),
         ({"critic_warmup_steps": -1}, r"optimization\.critic_warmup_steps must be"),
+        ({"weight_decay": math.nan}, r"optimization\.weight_decay must be"),
+        ({"decay": "cosine"}, r"optimization\.decay='cosine' is not one of constant, linear"),
+        ({"decay": "Linear"}, r"optimization\.decay='Linear' is not one of constant, linear"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_arguments_out_of_range_are_refused(option, message):
     with pytest.raises(ValueError, match=message):
         Optimization(**option)

@@ -111,8 +111,10 @@ def test_learning_rates(tmp_path, options, factors):
         ({"lr": 0.0}, "lr must be a finite number above 0, got 0.0"),
         ({"weight_decay": -1.0}, "weight_decay must be a finite number of at least 0, got -1.0"),
         ({"warmup_steps": -1}, "warmup_steps must be a finite number of at least 0, got -1.0"),
+        ({"decay": "Constant"}, "decay='Constant' is not one of constant, cosine"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         new_module("sft", **options)

@@ -4,6 +4,7 @@ import pytest
 
 from klqlit.functional.checks import (
     check_alpha,
+    check_choice,
     check_fraction,
     check_gamma,
     check_not_negative,
@@ -28,6 +29,7 @@ def test_values_within_the_range_pass() -> None:
     check_fraction("x", 1 - 1e-9, "advice")
     check_alpha(1e-9)
     check_alpha(1.0)
+    check_choice("x", "b", ["a", "b"])
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-9, math.inf, math.nan])
@@ -64,3 +66,9 @@ def test_fraction_refuses(value: float) -> None:
 def test_alpha_refuses(value: float) -> None:
     with pytest.raises(ValueError, match=rf"alpha must lie in \(0, 1\], got {value}: choose 1"):
         check_alpha(value)
+
+
+@pytest.mark.parametrize("value", ["c", "A", "", "ab"])
+def test_choice_refuses(value: str) -> None:
+    with pytest.raises(ValueError, match=f"x={value!r} is not one of a, b"):
+        check_choice("x", value, ["a", "b"])

@@ -131,6 +131,12 @@ def test_pretrained_head_needs_a_path(llama):
         SeparateCritic(llama, head="pretrained")
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_misspelt_head_is_refused(llama, reward_dir):
+    with pytest.raises(ValueError, match=r"critic\.head='pretraned' is not one of zero, pretrained"):
+        SeparateCritic(llama, path=reward_dir, head="pretraned")
+
+
 def test_another_tokenizer_is_refused(llama, tmp_path):
     tokenizer = tiny_tokenizer(vocab_size=300)
     path = save(tmp_path, tiny_reward_model("llama", tokenizer), tokenizer)

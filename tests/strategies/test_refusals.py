@@ -47,3 +47,9 @@ def test_a_policy_that_is_no_transformer_is_refused():
     policy = TabularPolicy(torch.zeros(7, 3), prompts=2, horizon=2)
     with pytest.raises(ValueError, match=r"TabularPolicy holds none: use trainer.strategy=ddp"):
         shard_models(within(FullySharded()), [policy])
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_misspelt_dtype_is_refused():
+    with pytest.raises(ValueError, match=r"strategy\.frozen_dtype='bf16' is not one of float32, bfloat16"):
+        FullySharded(frozen_dtype="bf16")

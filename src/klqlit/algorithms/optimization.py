@@ -1,16 +1,18 @@
 """The optimizer of policy and critic."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from klqlit.functional.checks import check_not_negative, check_positive
+from klqlit.functional.checks import check_choice, check_not_negative, check_positive
 from klqlit.models.critic import Critic
 from klqlit.models.policy import Policy
+
+Decay = Literal["constant", "linear"]
 
 
 @final
@@ -25,10 +27,10 @@ class Optimization:
         eps: Adam's epsilon.
         warmup_steps: optimizer steps over which both rates rise from 0.
         critic_warmup_steps: optimizer steps at the start in which only the critic learns.
-        decay: "linear" takes both rates to 0 at the end of the run.
+        decay: "linear" takes both rates to 0 at the end of the run, "constant" leaves them.
 
     Raises:
-        ValueError: a rate is not positive, or a number of steps is negative.
+        ValueError: a rate is not positive, a number is negative, or `decay` is none of these.
     """
 
     def __init__(
@@ -41,13 +43,15 @@ class Optimization:
         eps: float = 1e-8,
         warmup_steps: int = 0,
         critic_warmup_steps: int = 0,
-        decay: Literal["constant", "linear"] = "constant",
+        decay: Decay = "constant",
     ) -> None:
         check_positive("optimization.lr", lr, "the paper's is 1.41e-5")
         if critic_lr is not None:
             check_positive("optimization.critic_lr", critic_lr, "leave it out to use lr")
+        check_not_negative("optimization.weight_decay", weight_decay, "choose 0 for none")
         check_not_negative("optimization.warmup_steps", warmup_steps, "choose 0 for none")
         check_not_negative("optimization.critic_warmup_steps", critic_warmup_steps, "choose 0 for none")
+        check_choice("optimization.decay", decay, get_args(Decay))
         self.lr = lr
         self.critic_lr = lr if critic_lr is None else critic_lr
         self.weight_decay = weight_decay

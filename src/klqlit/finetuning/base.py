@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -13,13 +13,15 @@ from klqlit.algorithms.checks import check_weights
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Divergence, broken_parts, first_trouble, total_norm
 from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
-from klqlit.functional.checks import check_not_negative, check_positive
+from klqlit.functional.checks import check_choice, check_not_negative, check_positive
 from klqlit.metrics.means import Means
 from klqlit.models.loading import export, max_positions
 from klqlit.models.restoring import check_fits, check_vocabulary, vocabulary
 from klqlit.ranks import everywhere
 from klqlit.strategies.fully_sharded import shard_models
 from klqlit.version import __version__
+
+Decay = Literal["constant", "cosine"]
 
 
 class Finetuning(ClipsByKnownNorm, ABC):
@@ -35,7 +37,7 @@ class Finetuning(ClipsByKnownNorm, ABC):
         decay: "cosine" takes the learning rate to 0 at the end of the run, "constant" leaves it.
 
     Raises:
-        ValueError: `lr` is not positive, or another number is negative.
+        ValueError: `lr` is not positive, another number is negative, or `decay` is none of these.
     """
 
     def __init__(
@@ -47,12 +49,13 @@ class Finetuning(ClipsByKnownNorm, ABC):
         lr: float,
         weight_decay: float,
         warmup_steps: int,
-        decay: Literal["constant", "cosine"],
+        decay: Decay,
     ) -> None:
         super().__init__()
         check_positive("lr", lr, "the TL;DR reproduction's is 3e-6")
         check_not_negative("weight_decay", weight_decay, "choose 0 for none")
         check_not_negative("warmup_steps", float(warmup_steps), "choose 0 for none")
+        check_choice("decay", decay, get_args(Decay))
         self.model = model
         self._tokenizer = tokenizer
         self._origin = origin

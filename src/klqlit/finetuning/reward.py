@@ -1,6 +1,6 @@
 """Reward modelling: learning a score from preferences."""
 
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import CatMetric
 
 from klqlit.data.supervised import PreferencePairs
-from klqlit.finetuning.base import Finetuning
+from klqlit.finetuning.base import Decay, Finetuning
 from klqlit.functional.preference import bradley_terry_loss, expected_calibration_error, preference_accuracy
 from klqlit.models.language_model import LanguageModel
 from klqlit.models.reward_model import grow_reward_model, sequence_scores
@@ -37,7 +37,7 @@ class RewardModelling(Finetuning):
         lr: float = 3e-6,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
-        decay: Literal["constant", "cosine"] = "cosine",
+        decay: Decay = "cosine",
     ) -> None:
         options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__(*grow_reward_model(model), model.path, decay=decay, **options)

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: imitating completions."""
 
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from klqlit.data.supervised import LabelledSequences
-from klqlit.finetuning.base import Finetuning
+from klqlit.finetuning.base import Decay, Finetuning
 from klqlit.functional.logprobs import token_logprobs
 from klqlit.functional.masking import masked_sum
 from klqlit.models.language_model import LanguageModel, completion_logits
@@ -36,7 +36,7 @@ class SupervisedFinetuning(Finetuning):
         lr: float = 3e-6,
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
-        decay: Literal["constant", "cosine"] = "cosine",
+        decay: Decay = "cosine",
     ) -> None:
         options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__(model.model, model.tokenizer, model.path, decay=decay, **options)

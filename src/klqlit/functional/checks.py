@@ -1,6 +1,7 @@
-"""Checks of the scalars that users choose. Each message names the argument, its value and the way out."""
+"""Checks of the values that users choose. Each message names the argument, its value and the way out."""
 
 import math
+from collections.abc import Sequence
 
 
 def check_positive(name: str, value: float | int, advice: str) -> None:
@@ -25,6 +26,12 @@ def check_fraction(name: str, value: float, advice: str) -> None:
     """Refuse anything outside (0, 1)."""
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}: {advice}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse anything but one of the choices: a misspelt one would act as another."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
 
 
 def check_tau(tau: float) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from klqlit.functional.checks import check_choice
 from klqlit.models.loading import (
     disable_dropout,
     load_reward_model,
@@ -54,6 +55,7 @@ class SeparateCritic(Critic):
         trust_remote_code: run code that comes with the model at `path`.
 
     Raises:
+from klqlit.functional.checks import check_choice
         ValueError: `head="pretrained"` without a path, a tokenizer that is not the policy's, or a model without a trunk
             of its own.
     """
@@ -69,6 +71,7 @@ class SeparateCritic(Critic):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
+        check_choice("critic.head", head, ("zero", "pretrained"))
         if path is None and head == "pretrained":
             raise ValueError("critic.head='pretrained' needs critic.path: the reward model whose head to start from")
         if path is not None and not same_tokenizer(

@@ -27,6 +27,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from klqlit.functional.checks import check_choice
+
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -237,8 +239,7 @@ def _load_config(path: str, trust_remote_code: bool, revision: str | None) -> Pr
 
 def _load(auto: Any, path: str, dtype: str, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
     check_model_path(path)
-    if dtype not in get_args(Dtype):
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    check_choice("dtype", dtype, get_args(Dtype))
     if _SHAPES_ONLY.get():
         config = _load_config(path, trust_remote_code, options["revision"])
         attention = options.get("attn_implementation")

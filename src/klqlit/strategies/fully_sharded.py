@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from klqlit.functional.checks import check_choice
 from klqlit.models.policy import Policy
 from klqlit.strategies.checkpoints import (
     check_complete,
@@ -41,6 +42,9 @@ class FullySharded(ModelParallelStrategy):
         frozen_dtype: of the slices of models that are not trained; None for what they were loaded in.
         save_distributed_checkpoint: each rank writes its part into a folder; False gathers all on the first rank, which
             writes one file that runs under other strategies can continue from.
+
+    Raises:
+        ValueError: `frozen_dtype` is none of these.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class FullySharded(ModelParallelStrategy):
         frozen_dtype: Literal["float32", "bfloat16"] | None = None,
         save_distributed_checkpoint: bool = True,
     ) -> None:
+        if frozen_dtype is not None:
+            check_choice("strategy.frozen_dtype", frozen_dtype, [*_DTYPES])
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=save_distributed_checkpoint)
         self.reshard_after_forward = reshard_after_forward
         self.unshard_for_rollouts = unshard_for_rollouts
