@@ -359,13 +359,17 @@ def test_prompts_that_differ_in_length_only_are_told_apart(policy):
     ("option", "message"),
     [
         ({"response_length": 0}, r"sampler\.response_length=0 must be at least 1"),
-        ({"temperature": 0.0}, r"sampler\.temperature=0\.0 must be positive"),
+        ({"temperature": 0.0}, r"sampler\.temperature must be a finite number above 0, got 0\.0"),
+        ({"temperature": math.nan}, r"sampler\.temperature must be a finite number above 0, got nan"),
+        ({"stop_strings": "END"}, r"sampler\.stop_strings='END' is a text, not a list: give \['END'\]"),
+        ({"stop_strings": ["\n", ""]}, r"sampler\.stop_strings=\['\\n', ''\] has an empty one.*leave it out"),
         ({"top_k": -1}, r"sampler\.top_k=-1"),
         ({"top_p": 0.0}, r"sampler\.top_p=0\.0"),
         ({"top_p": 1.5}, r"sampler\.top_p=1\.5"),
         ({"batch_size": 0}, r"sampler\.batch_size=0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_arguments_out_of_range_are_refused(option, message):
     with pytest.raises(ValueError, match=message):
         Sampler(**option)

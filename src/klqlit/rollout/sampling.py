@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
 
+from klqlit.functional.checks import check_positive
 from klqlit.models.policy import Policy
 from klqlit.models.precision import casts_kept
 from klqlit.rollout.drawing import Drawn, draw_next, uniform_streams
@@ -36,7 +37,7 @@ class Sampler:
         batch_size: rows decoded at once; None for all.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or a stop string is empty.
     """
 
     def __init__(
@@ -51,15 +52,14 @@ class Sampler:
     ) -> None:
         if response_length < 1:
             raise ValueError(f"sampler.response_length={response_length} must be at least 1")
-        if temperature <= 0:
-            raise ValueError(f"sampler.temperature={temperature} must be positive; 1.0 samples from the model as it is")
+        check_positive("sampler.temperature", temperature, "1.0 samples from the model as it is")
         if top_k < 0 or not 0 < top_p <= 1:
             raise ValueError(f"sampler.top_k={top_k}, sampler.top_p={top_p}: need top_k >= 0 and 0 < top_p <= 1")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"sampler.batch_size={batch_size} must be at least 1, or null for all rows at once")
         self.response_length = response_length
         self.temperature = temperature
-        self.stop_strings = list(stop_strings or [])
+        self.stop_strings = _usable(stop_strings or [])
         self.top_k = top_k
         self.top_p = top_p
         self.batch_size = batch_size
@@ -128,6 +128,16 @@ class Sampler:
         if self.top_p < 1:
             logits = TopPLogitsWarper(self.top_p)(None, logits)
         return logits
+
+
+def _usable(stop_strings: list[str]) -> list[str]:
+    if isinstance(stop_strings, str):
+        raise ValueError(f"sampler.stop_strings={stop_strings!r} is a text, not a list: give [{stop_strings!r}]")
+    if "" in stop_strings:
+        raise ValueError(
+            f"sampler.stop_strings={stop_strings} has an empty one, which every response holds at once: leave it out"
+        )
+    return list(stop_strings)
 
 
 def _blank(rows: int, length: int, eos: int, device: torch.device) -> Sample:
