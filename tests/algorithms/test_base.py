@@ -512,6 +512,12 @@ def test_tau_must_be_positive(quitter_dir, algorithm, tau):
         make_module(quitter_dir, algorithm, tau=tau)
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_the_scoring_batch_size_must_be_positive(quitter_dir, size):
+    with pytest.raises(ValueError, match=f"scoring_batch_size must be a finite number above 0, got {size}"):
+        make_module(quitter_dir, scoring_batch_size=size)
+
+
 def test_a_bad_score_stops_the_run_and_names_its_sample(fit):
     def bad(prompts, completions, **columns):
         return [math.nan] * len(prompts)

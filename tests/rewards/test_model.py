@@ -78,6 +78,13 @@ def test_texts_beyond_the_models_positions_are_scored(path):
     assert bool(RewardModel(path)(completions(texts=[("word " * 400, "end")])).isfinite().all())
 
 
+@pytest.mark.parametrize("value", [0, -8])
+@pytest.mark.parametrize("name", ["batch_size", "max_tokens"])
+def test_a_number_that_is_not_positive_is_refused_before_anything_is_loaded(name, value):
+    with pytest.raises(ValueError, match=f"RewardModel {name} must be a finite number above 0, got {value}"):
+        RewardModel("no/model", **{name: value})
+
+
 def test_a_language_model_is_no_reward_model(tmp_path):
     tokenizer = tiny_tokenizer()
     path = save(tmp_path, tiny_language_model("llama", tokenizer), tokenizer)

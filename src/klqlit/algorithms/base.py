@@ -28,7 +28,7 @@ from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_samp
 from klqlit.algorithms.optimization import Optimization
 from klqlit.allocator import keep_freed_memory
 from klqlit.functional import kl_k3, kl_penalised_rewards, masked_mean, masked_sum, monte_carlo_returns
-from klqlit.functional.checks import check_tau
+from klqlit.functional.checks import check_positive, check_tau
 from klqlit.metrics.means import Means
 from klqlit.metrics.rollout import RolloutMetrics
 from klqlit.metrics.stopwatch import Stopwatch
@@ -92,6 +92,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
     ) -> None:
         super().__init__()
         check_tau(tau)
+        check_positive("scoring_batch_size", scoring_batch_size, "choose as many rows as fit in memory, such as 64")
         self.policy = policy
         self.critic = critic(policy)
         if reference is not None and not same_tokenizer(reference.tokenizer, policy.tokenizer):

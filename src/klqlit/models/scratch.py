@@ -5,6 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from klqlit.data.miniature.tokenizer import task_texts, train_tokenizer
 from klqlit.data.source import Source
+from klqlit.functional.checks import check_positive
 from klqlit.models.language_model import LanguageModel
 
 
@@ -32,8 +33,12 @@ def new_language_model(
         seed: of the weights.
 
     Raises:
-        ValueError: `heads` does not divide `hidden_size` into even widths, or `vocab_size` is below 258.
+        ValueError: a size is not positive, `heads` does not divide `hidden_size` into even widths, or `vocab_size` is
+            below 258.
     """
+    sizes = {"hidden_size": hidden_size, "layers": layers, "heads": heads, "max_positions": max_positions}
+    for name, value in sizes.items():
+        check_positive(name, value, "leave it out for a size that trains on a laptop")
     if hidden_size % (2 * heads):
         raise ValueError(
             f"hidden_size={hidden_size} is not a multiple of 2 * heads={2 * heads}, as rotary positions need: "

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from klqlit.functional.checks import check_positive
 from klqlit.models.lengths import similar_lengths
 from klqlit.models.loading import (
     disable_dropout,
@@ -38,7 +39,7 @@ class RewardModel(Reward):
         revision: branch, tag or commit on the hub.
 
     Raises:
-        ValueError: the model cannot be loaded, or has no trained scalar head.
+        ValueError: a number is not positive, or the model cannot be loaded or has no trained scalar head.
     """
 
     def __init__(
@@ -53,6 +54,9 @@ class RewardModel(Reward):
         revision: str | None = None,
     ) -> None:
         super().__init__()
+        check_positive("RewardModel batch_size", batch_size, "choose as many texts as fit in memory, such as 32")
+        if max_tokens is not None:
+            check_positive("RewardModel max_tokens", max_tokens, "leave it out for the model's own limit")
         self.path = path
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
             path, trust_remote_code=trust_remote_code, revision=revision
@@ -60,7 +64,7 @@ class RewardModel(Reward):
         self.model = load_reward_model(path, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision)
         disable_dropout(self.model)
         self.requires_grad_(False)
-        self.max_tokens = max_tokens or max_positions(self.model.config)
+        self.max_tokens = max_positions(self.model.config) if max_tokens is None else max_tokens
         self._pad = self.model.config.get_text_config().pad_token_id
         self.model.config.get_text_config().use_cache = False  # nothing is decoded
         self.batch_size = batch_size
@@ -88,7 +92,7 @@ class RewardModel(Reward):
         eos = self.tokenizer.eos_token_id
         if self.append_eos and ended and (not tokens or tokens[-1] != eos):
             tokens = [*tokens, eos]
-        return tokens[-self.max_tokens :] if self.max_tokens else tokens
+        return tokens if self.max_tokens is None else tokens[-self.max_tokens :]
 
     def _batches(self, rows: list[list[int]]) -> Iterator[tuple[int | None, dict[str, Tensor]]]:
         """What the model reads, padded on the right, with the token that pads: one batch unless no token can."""

@@ -65,3 +65,9 @@ def test_a_new_model_fits_its_tokenizer_and_seed():
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match="hidden_size=100 is not a multiple"):
         new_language_model(TASK, hidden_size=100, heads=8)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "layers", "heads", "max_positions"])
+def test_a_size_of_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number above 0, got 0: leave it out"):
+        new_language_model(TASK, **{name: 0})
