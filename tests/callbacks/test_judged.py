@@ -1,6 +1,7 @@
 """A judge during training: what it is asked, when, and what is logged."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -158,6 +159,7 @@ def test_phases_without_validation_are_an_error_before_training(quitter_dir, tmp
         ({"every_n_phases": 0}, "every_n_phases=0 must be positive"),
         ({"max_prompts": -1}, "max_prompts=-1 must be positive"),
         ({"timeout": 0.0}, "timeout=0.0 must be positive"),
+        ({"timeout": math.nan}, "timeout=nan must be positive"),
         ({"against": "nowhere.jsonl"}, "there is no file of completions 'nowhere.jsonl'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 import socket
 import threading
@@ -454,6 +455,8 @@ def test_the_estimate():
     [
         ({"concurrency": 0}, "concurrency=0 must be positive"),
         ({"timeout": 0.0}, "timeout=0.0 must be positive"),
+        ({"timeout": math.nan}, "timeout=nan must be positive"),
+        ({"temperature": math.nan}, "temperature=nan must not be negative"),
         ({"max_failures": 0}, "max_failures=0 must be positive"),
         ({"max_tokens": -1}, "max_tokens=-1 must be positive"),
         ({"max_retries": -1}, "max_retries=-1 must not be negative"),

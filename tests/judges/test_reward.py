@@ -1,6 +1,7 @@
 """Rewards as judges: they score what they would score in training, and the higher score wins."""
 
 import copy
+import math
 import os
 import re
 import subprocess
@@ -326,7 +327,8 @@ def test_the_reward_is_moved_when_it_is_first_asked():
 
 
 def test_arguments_out_of_range():
-    with pytest.raises(ValueError, match=r"margin=-1\.0 must not be negative"):
-        RewardJudge(FunctionReward(words), margin=-1.0)
+    for margin in (-1.0, math.nan):
+        with pytest.raises(ValueError, match=f"margin must be a finite number of at least 0, got {margin}"):
+            RewardJudge(FunctionReward(words), margin=margin)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         RewardJudge(FunctionReward(words), batch_size=0)

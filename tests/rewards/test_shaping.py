@@ -1,5 +1,7 @@
 """A score lands on the last real token, and shaping changes it as it says."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -122,9 +124,12 @@ def test_order_of_the_changes_is_clip_normalise_scale_penalty():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"clip": 0.0}, r"shaping\.clip=0\.0 must be positive"),
-        ({"scale": -1.0}, r"shaping\.scale=-1\.0 must be positive"),
-        ({"missing_eos_penalty": -1.0}, r"shaping\.missing_eos_penalty=-1\.0 is subtracted"),
+        ({"clip": 0.0}, r"shaping\.clip must be a finite number above 0, got 0\.0"),
+        ({"clip": math.nan}, r"shaping\.clip must be a finite number above 0, got nan"),
+        ({"scale": -1.0}, r"shaping\.scale must be a finite number above 0, got -1\.0"),
+        ({"scale": math.nan}, r"shaping\.scale must be a finite number above 0, got nan"),
+        ({"missing_eos_penalty": -1.0}, r"missing_eos_penalty must be .* at least 0, got -1\.0: it is subtracted"),
+        ({"missing_eos_penalty": math.nan}, r"missing_eos_penalty must be .* at least 0, got nan"),
     ],
 )
 def test_arguments_out_of_range_are_refused(option, message):

@@ -60,7 +60,7 @@ class JudgedWinRate(L.Callback):
         name: str = "judge",
     ) -> None:
         for option, value in {"every_n_phases": every_n_phases, "max_prompts": max_prompts, "timeout": timeout}.items():
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # NaN included
                 raise ValueError(f"JudgedWinRate {option}={value} must be positive")
         self.judge = judge
         self.every_n_phases = every_n_phases

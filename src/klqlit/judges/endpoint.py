@@ -203,11 +203,11 @@ async def _together(coroutines: Sequence[Any]) -> None:
 
 def _check_positive(**values: int | float) -> None:
     for name, value in values.items():
-        if value <= 0:
+        if not value > 0:  # NaN included
             raise ValueError(f"{name}={value} must be positive")
 
 
 def _check_not_negative(**values: int | float | None) -> None:
     for name, value in values.items():
-        if value is not None and value < 0:
+        if value is not None and not value >= 0:
             raise ValueError(f"{name}={value} must not be negative")

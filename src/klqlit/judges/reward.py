@@ -7,6 +7,7 @@ from typing import Any, final
 
 import torch
 
+from klqlit.functional.checks import check_not_negative
 from klqlit.judges.base import Estimate, Judge, Judgment, Question
 from klqlit.judges.describing import described
 from klqlit.judges.local import chosen_device, higher, until_stopped
@@ -32,8 +33,7 @@ class RewardJudge(Judge):
     """
 
     def __init__(self, reward: Reward, *, margin: float = 0.0, batch_size: int = 64, device: str | None = None) -> None:
-        if margin < 0:
-            raise ValueError(f"margin={margin} must not be negative")
+        check_not_negative("margin", margin, "choose 0 for ties of equal scores alone")
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         if isinstance(reward, TableReward):

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from klqlit.functional.checks import check_not_negative, check_positive
 from klqlit.functional.masking import last_index, masked_sum
 
 
@@ -56,12 +57,10 @@ class RewardShaping(nn.Module):
         missing_eos_penalty: float = 0.0,
     ) -> None:
         super().__init__()
-        if clip is not None and clip <= 0:
-            raise ValueError(f"shaping.clip={clip} must be positive, or null for no clipping")
-        if scale <= 0:
-            raise ValueError(f"shaping.scale={scale} must be positive")
-        if missing_eos_penalty < 0:
-            raise ValueError(f"shaping.missing_eos_penalty={missing_eos_penalty} is subtracted: give it as positive")
+        if clip is not None:
+            check_positive("shaping.clip", clip, "leave it out for no clipping")
+        check_positive("shaping.scale", scale, "choose 1 to leave the rewards as they are")
+        check_not_negative("shaping.missing_eos_penalty", missing_eos_penalty, "it is subtracted; choose 0 for none")
         self.clip = clip
         self.normalise = normalise
         self.scale = scale
