@@ -302,6 +302,9 @@ class Collector(Protocol):
     def prompt_limit(self) -> int | None:
         """Longest prompt, in tokens, that leaves room for a response; None where there is no limit."""
 
+    def check_phase(self, rollouts: int) -> None:
+        """Raise ValueError where it cannot learn from so many rollouts a phase."""
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt."""
 

@@ -146,6 +146,14 @@ def test_the_logged_objective_keeps_tau(quitter_dir, tmp_path):
     assert last["objective/J"] == pytest.approx(last["reward/score"] - 0.2 * last["kl/sequence"])
 
 
+def test_a_horizon_too_short_for_the_phase_is_refused_before_sampling(quitter_dir, tmp_path, monkeypatch):
+    """8 rollouts a phase: an error of 20 % would take tau to 0 at a horizon of 1.6 episodes."""
+    monkeypatch.setattr(PPO, "roll_out", lambda *_: pytest.fail("it was sampled"))
+    module = make(quitter_dir, adaptive_kl=AdaptiveKL(6.0, horizon=1))
+    with pytest.raises(ValueError, match="horizon must exceed a fifth of the 8 episodes between changes, got 1"):
+        make_trainer(tmp_path).fit(module, make_data())
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -72,6 +72,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
     Attributes:
         kl_coefficient: tau as targets and losses use it now. Change it between phases only.
         gamma: discount of the returns that the critic is to predict; 1 unless the objective has another.
+        phase_checks: called before training with the rollouts of a phase; each raises ValueError where it cannot work.
     """
 
     gamma: float = 1.0
@@ -108,6 +109,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         self.tau = tau
         self.kl_coefficient = tau
         self.scoring_batch_size = scoring_batch_size
+        self.phase_checks: list[Callable[[int], None]] = []
         self.stopwatch = Stopwatch()
         self.rollout_metrics = RolloutMetrics(tau=tau)
         self.explained_variance = ExplainedVariance()
@@ -146,6 +148,11 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         limits = [part.max_positions for part in (self.policy, self.reference, self.critic)]
         known = [limit for limit in limits if limit is not None]
         return min(known) - self.sampler.response_length if known else None
+
+    def check_phase(self, rollouts: int) -> None:
+        """Refuse a number of rollouts a phase that some part cannot work with."""
+        for check in self.phase_checks:
+            check(rollouts)
 
     def configure_model(self) -> None:
         rewards = [model for part in self._rewards for model in transformers_in(part)]

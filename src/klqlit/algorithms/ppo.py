@@ -34,14 +34,21 @@ class AdaptiveKL:
 
     Args:
         target: KL per sequence to hold, nats.
-        horizon: episodes over which the coefficient adapts.
+        horizon: episodes over which the coefficient adapts; more than a fifth of a phase's.
+
+    Raises:
+        ValueError: a number is not positive.
     """
 
     def __init__(self, target: float, horizon: int = 10_000) -> None:
         self.target = target
         self.horizon = horizon
+        self.check(episodes=1)
+
+    def check(self, episodes: int) -> None:
+        """Refuse phases of so many episodes that tau might leave the positive numbers."""
         # The function checks its arguments: let it do so before a run starts.
-        self(tau=1.0, kl=target, episodes=1)
+        self(tau=1.0, kl=self.target, episodes=episodes)
 
     def __call__(self, *, tau: float, kl: float, episodes: int) -> float:
         return adaptive_kl_coefficient(tau, kl, target=self.target, horizon=self.horizon, episodes=episodes)
@@ -90,6 +97,8 @@ class PPO(RLHFModule):
         self.value_coefficient = value_coefficient
         self.whiten_advantages = whiten_advantages
         self.adaptive_kl = adaptive_kl
+        if adaptive_kl is not None:
+            self.phase_checks.append(adaptive_kl.check)
 
     def targets(self, rollout: Rollout) -> Experience:
         mask, values, tau = rollout.mask, rollout.values, self.kl_coefficient

@@ -93,6 +93,8 @@ class OnlineDataModule(L.LightningDataModule):
             # Another run may have used this module. A checkpoint to resume from is read after this.
             self.phase, self._experience, self._saved_dealing = 0, None, None
         self._check_limit()
+        if stage == "fit":
+            self._collector.check_phase(self.rollouts)
         splits: tuple[Split, ...] = ("train", "validation") if stage == "fit" else ("validation",)
         for name in splits:
             self._rows[name] = self._usable_rows(name)
