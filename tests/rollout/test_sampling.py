@@ -1,5 +1,6 @@
 """Responses are drawn from softmax(logits / temperature), one random stream a row, and end where they should."""
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from builders import ARCHITECTURES, tiny_tokenizer
 from klqlit.models.policy import LanguagePolicy, Policy, PolicyOutput
+from klqlit.rollout import sampling
 from klqlit.rollout.sampling import Sampler
 from klqlit.types import Prompts, Sequences
 from runs import make_prompts
@@ -267,6 +269,22 @@ def test_stop_string_may_stand_inside_a_token():
 def test_the_earliest_of_several_stop_strings_ends_a_response():
     _, texts, _ = says("a;b.c", "a.b;c", response_length=8, stop_strings=[".", ";"])
     assert texts == ["a", "a"]
+
+
+def test_stop_strings_are_looked_up_in_the_vocabulary_once(ending, monkeypatch):
+    """However many samples and chunks there are, and whoever copies the sampler; other strings are looked up anew."""
+    built, build = [], sampling.StopStringCriteria
+    monkeypatch.setattr(sampling, "StopStringCriteria", lambda *given: built.append(given) or build(*given))
+    sampling._stopping.cache_clear()
+    prompts = make_prompts(ending.tokenizer, TEXTS)
+    sampler = Sampler(response_length=12, stop_strings=["e", "a"], batch_size=2)
+    first = sampler.sample(ending, prompts)
+    again = [found.sample(ending, prompts) for found in (sampler, copy.deepcopy(sampler))]
+    assert built == [(ending.tokenizer, ["e", "a"])]
+    assert all(torch.equal(first.tokens, sample.tokens) and torch.equal(first.mask, sample.mask) for sample in again)
+    other = Sampler(response_length=12, stop_strings=["o"]).sample(ending, prompts)
+    assert len(built) == 2
+    assert not torch.equal(first.mask, other.mask)
 
 
 def test_stop_strings_in_the_prompt_do_not_count(ending):

@@ -1,11 +1,12 @@
 """Drawing responses from a policy."""
 
+from functools import lru_cache
 from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedTokenizerBase, StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
 
 from klqlit.functional.checks import check_positive
 from klqlit.models.policy import Policy
@@ -98,7 +99,7 @@ class Sampler:
         tokens, seen = prompts.tokens[rows], prompts.mask[rows]
         response = _blank(len(tokens), self.response_length, policy.tokenizer.eos_token_id, tokens.device)
         uniforms = uniform_streams(prompts.seeds[rows], self.response_length).to(tokens.device)
-        stop = StopStringCriteria(policy.tokenizer, self.stop_strings) if self.stop_strings else None
+        stop = _stopping(policy.tokenizer, tuple(self.stop_strings)) if self.stop_strings else None
         # `live` are the rows that are decoded. Finished ones among them are dropped when that spares enough work.
         live, finished = torch.arange(len(tokens), device=tokens.device), response.ended.clone()
         kept_share = KEPT_SHARE_ON_GPU if tokens.is_cuda else KEPT_SHARE
@@ -138,6 +139,13 @@ def _usable(stop_strings: list[str]) -> list[str]:
             f"sampler.stop_strings={stop_strings} has an empty one, which every response holds at once: leave it out"
         )
     return list(stop_strings)
+
+
+# Kept: it reads the whole vocabulary. Not in the samplers, which are copied with their module.
+@lru_cache(maxsize=4)
+def _stopping(tokenizer: PreTrainedTokenizerBase, stop_strings: tuple[str, ...]) -> StopStringCriteria:
+    """Tells the rows whose last token completes a stop string."""
+    return StopStringCriteria(tokenizer, list(stop_strings))
 
 
 def _blank(rows: int, length: int, eos: int, device: torch.device) -> Sample:
