@@ -3,8 +3,9 @@
     python benchmarks/scaling.py [--factors rollouts prompt response vocabulary layers processes] [--out runs/scaling]
 
 One size at a time is doubled from a base; KLQ runs in a process of its own. An exponent is the slope of the logarithm
-of the measured quantity against that of the size. The floating-point operations, which are counted, have one as well:
-time that grows faster than they do is reported as a warning, and so is memory that grows faster than the size.
+of the measured quantity against that of the size. The floating-point operations of an update, which are counted, have
+one as well: an update whose time grows faster than they do is reported as a warning, and so is memory that grows faster
+than the size. Single stages are shown and not judged, since these operations are those of all; nor are processes.
 """
 
 import argparse
@@ -43,6 +44,10 @@ SIZES: dict[str, tuple[str, list[int]]] = {
 TINY_SIZES = {"rollouts": [8, 16], "prompt": [4, 8], "response": [4, 8], "vocabulary": [64, 128], "layers": [1, 2]}
 MARGIN = 0.1
 """An exponent this much above what is due, beyond twice its error, is a warning."""
+NO_WARNING = (
+    f"Within {MARGIN} and twice the error, no update grows faster than its operations, and no memory faster than the "
+    "size."
+)
 COLORS = {"total": "black", "generation": "#0072b2", "scoring": "#009e73", "optimization": "#d55e00"}
 
 
@@ -131,10 +136,10 @@ def exponents(found: dict[str, Any]) -> dict[str, Exponent]:
 
 
 def warnings(factor: str, fitted: dict[str, Exponent]) -> list[str]:
-    """What grows faster than it should."""
+    """What grows faster than it should: an update than its operations, memory than the size."""
     if factor == "processes":
         return []
-    due = {"total": max(1.0, fitted["operations"].value), "memory": 1.0}
+    due = {"total": fitted["operations"].value, "memory": 1.0}
     return [
         f"{name} grows with {factor} as its power {fitted[name]}, where {limit:.2f} is due"
         for name, limit in due.items()
@@ -155,7 +160,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{origin(result['provenance'])} "
         "1 is proportional; below 1, fixed costs weigh; processes share one update, so -1 is ideal."
     )
-    ending = [f"- Warning: {text}" for text in found] or ["Nothing grows faster than its work."]
+    ending = [f"- Warning: {text}" for text in found] or [NO_WARNING]
     return "\n\n".join([about, table([head, *rows]), "\n".join(ending)])
 
 

@@ -84,6 +84,9 @@ def test_the_exponent_of_a_power_is_found() -> None:
 def test_growth_beyond_the_work_is_a_warning() -> None:
     assert scaling.warnings("rollouts", scaling.exponents(points(1.05))) == []
     assert "total grows with rollouts" in scaling.warnings("rollouts", scaling.exponents(points(1.5)))[0]
+    # Less than the size is more than the work where operations grow slowly.
+    assert "where 0.50 is due" in scaling.warnings("vocabulary", scaling.exponents(points(0.8, operations=0.5)))[0]
+    assert scaling.warnings("vocabulary", scaling.exponents(points(0.5, operations=0.5))) == []
     # Attention makes the work itself grow faster than the length.
     assert scaling.warnings("prompt", scaling.exponents(points(1.5, operations=1.5))) == []
     assert "memory grows" in scaling.warnings("prompt", scaling.exponents(points(1.0, memory=2.0)))[0]
@@ -101,6 +104,8 @@ def test_table_and_plot(tmp_path) -> None:
     text = scaling.markdown({"provenance": MADE, "factors": factors})
     assert "| rollouts, 1 to 8 | 1.00 ± 0.00 | 1.50 ± 0.00 |" in text
     assert "- Warning: total grows with rollouts" in text
+    assert scaling.NO_WARNING not in text
+    assert scaling.NO_WARNING in scaling.markdown({"provenance": MADE, "factors": {"layers": points(1.0)}})
 
 
 @pytest.mark.slow
