@@ -23,6 +23,7 @@ import torch
 from klqlit.callbacks.compiled_blocks import CompiledBlocks
 from roofline import quickest
 from step import workloads
+from step.arguments import positive_int
 from step.klqlit_arm import ALGORITHMS, Clock, make_data, make_module, make_trainer, quieten
 from step.measuring import STAGES, Updates
 from step.page import fill, origin, provenance, table
@@ -51,11 +52,13 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=[*ALGORITHMS])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a size that shows nothing, to see that it runs")
-    parser.add_argument("--updates", type=int, default=3, help="timed updates, after one to warm up")
-    parser.add_argument("--rollouts", type=int, help="episodes an update; the paper's 192 by default")
-    parser.add_argument("--accumulate", type=int, default=2, help="micro-batches an optimizer step")
+    parser.add_argument("--updates", type=positive_int, default=3, help="timed updates, after one to warm up")
+    parser.add_argument("--rollouts", type=positive_int, help="episodes an update; the paper's 192 by default")
+    parser.add_argument("--accumulate", type=positive_int, default=2, help="micro-batches an optimizer step")
     parser.add_argument("--compile", action="store_true", help="compile the transformer blocks")
-    parser.add_argument("--scoring_batch_size", type=int, default=64, help="rows per pass of reference and critic")
+    parser.add_argument(
+        "--scoring_batch_size", type=positive_int, default=64, help="rows per pass of reference and critic"
+    )
     parser.add_argument("--profile", type=Path, help="file for a torch trace of one more update of each")
     parser.add_argument("--peak_tflops", type=float, help="of the data sheet, dense bf16; measured where not given")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of gpu.json")

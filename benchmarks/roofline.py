@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from step import arms, summary, workloads
+from step.arguments import positive_int
 from step.counting import Shape, flops
 from step.measuring import STAGES
 from step.page import fill, origin, provenance, table
@@ -34,8 +35,8 @@ def main() -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["W1", "W2"])
-    parser.add_argument("--updates", type=int, default=4, help="timed updates, after one to warm up")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--updates", type=positive_int, default=4, help="timed updates, after one to warm up")
+    parser.add_argument("--threads", type=positive_int, default=2, help="of torch")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine")
     parser.add_argument("--out", type=Path, default=Path("runs/roofline"), help="folder of roofline.json")
     parser.add_argument("--page", type=Path, help="page that holds the generated section")

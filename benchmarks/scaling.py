@@ -26,6 +26,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from scipy.stats import linregress
 
 from step import arms, summary, workloads
+from step.arguments import positive_int
 from step.measuring import STAGES
 from step.page import fill, origin, provenance, table
 from step.workloads import Workload
@@ -71,8 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     factors = [*SIZES, "processes"]
     parser.add_argument("--factors", nargs="+", choices=factors, default=factors)
-    parser.add_argument("--updates", type=int, default=3, help="timed updates, after one to warm up")
-    parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
+    parser.add_argument("--updates", type=positive_int, default=3, help="timed updates, after one to warm up")
+    parser.add_argument("--threads", type=positive_int, default=1, help="of torch in each process")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine")
     parser.add_argument("--tiny", action="store_true", help="sizes that show nothing, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"), help="folder of scaling.json")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from step import arms, summary, workloads
+from step.arguments import positive_int
 from step.arms import Arm
 from step.page import fill, provenance
 from step.workloads import Workload
@@ -35,9 +36,9 @@ def main() -> None:
     """Run the rounds, then report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["W1", "W2", "W1-eos", "W2-eos"])
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each arm")
-    parser.add_argument("--updates", type=int, default=4, help="updates a turn, after one to warm up")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, in every arm")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="turns of each arm")
+    parser.add_argument("--updates", type=positive_int, default=4, help="updates a turn, after one to warm up")
+    parser.add_argument("--threads", type=positive_int, default=2, help="of torch, in every arm")
     parser.add_argument("--peer_venv", type=Path, default=PEER_VENV, help="virtual environment of TRL")
     parser.add_argument("--skip_peer", action="store_true", help="without TRL")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a quiet machine")

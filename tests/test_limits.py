@@ -162,6 +162,14 @@ def test_it_runs_on_a_cpu(tmp_path, monkeypatch, capsys) -> None:
     assert "| whole update |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("script", [gpu, roofline, scaling])
+def test_no_updates_are_refused_before_any_is_run(script, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [script.__file__, "--updates", "0"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "argument --updates: 0 must be at least 1" in capsys.readouterr().err
+
+
 def test_without_a_gpu_it_says_so(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", [gpu.__file__])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,9 +1,16 @@
-"""The command line of every arm."""
+"""The command line of every arm, and a type of option that the scripts share."""
 
 import argparse
 from pathlib import Path
 
 import torch
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1, for argparse: no statistics come of none."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
 
 
 def parse(algorithms: tuple[str, ...] = ()) -> argparse.Namespace:
