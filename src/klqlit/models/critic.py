@@ -55,7 +55,6 @@ class SeparateCritic(Critic):
         trust_remote_code: run code that comes with the model at `path`.
 
     Raises:
-from klqlit.functional.checks import check_choice
         ValueError: `head="pretrained"` without a path, a tokenizer that is not the policy's, or a model without a trunk
             of its own.
     """
