@@ -105,6 +105,19 @@ def test_in_the_last_step_the_run_just_finishes(fit, tmp_path):
     assert (tmp_path / "c" / "step-8.ckpt").is_file()
 
 
+def test_a_run_after_one_that_was_stopped_is_not_stopped(quitter_dir, tmp_path):
+    """As in a notebook, where the same callbacks are given to the next trainer."""
+    checkpoints = Checkpoints(str(tmp_path / "c"), every_n_epochs=100)
+    stop, send = StopOnSignal(checkpoints), Send(signal.SIGINT, batch=2)
+    with pytest.raises(Stopped):
+        make_trainer(tmp_path, stop, send, checkpoints, enable_checkpointing=True).fit(
+            make_module(quitter_dir), make_data()
+        )
+    runner = make_trainer(tmp_path, stop, checkpoints, enable_checkpointing=True)
+    runner.fit(make_module(quitter_dir), make_data())
+    assert runner.global_step == 8
+
+
 def test_after_the_run_signals_do_what_they_did(fit):
     before = [signal.getsignal(each) for each in SIGNALS]
     fit(Send())

@@ -1,6 +1,5 @@
 """Conditions that an on-policy run must meet, each with a message that says what to change."""
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -51,9 +50,8 @@ def check_targets(objective: str, experience: Any, mask: Bool[Tensor, "B T"]) ->
     """
     if not isinstance(experience, Experience):
         raise ValueError(f"{objective}.targets must return an Experience, not a {type(experience).__name__}")
-    for field in fields(experience):
-        if field.name != "sequences":
-            _check_per_token(f"{objective}.targets: {field.name}", getattr(experience, field.name), mask)
+    _check_per_token(f"{objective}.targets: advantages", experience.advantages, mask)
+    _check_per_token(f"{objective}.targets: returns", experience.returns, mask)
 
 
 def check_losses(objective: str, returned: Any, mask: Bool[Tensor, "B T"]) -> None:

@@ -58,6 +58,7 @@ class StopOnSignal(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._is_first_rank = trainer.is_global_zero
+        self._received = self._agreed = None  # a signal ended the run before this one, perhaps
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.getsignal(number) for number in SIGNALS}
             self._install()

@@ -1,14 +1,17 @@
 """Whether a model can be decoded token by token."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from klqlit.models.policy import Policy
+from klqlit.models.loading import embedding_rows
+
+Decode = Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
+Select = Callable[[Any, Tensor], Any]
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest mean difference of log-probabilities that rounding explains, nats; in other precisions `ROUNDED`."""
@@ -17,15 +20,16 @@ ROUNDED = 0.3
 
 
 @torch.no_grad()
-def check_decoding(policy: "Policy", model: PreTrainedModel, path: str) -> None:
+def check_decoding(decode: Decode, select: Select, model: PreTrainedModel, path: str) -> None:
     """Refuse a model that says other things of a row read token by token than of the same row read at once.
 
     Some keep their state elsewhere than in `past_key_values`, or let padding into it, and transformers does not tell:
     three rows are tried, with padding on the left, a prompt that two of them share, and two tokens after it.
 
     Args:
-        policy: decodes.
-        model: its model, which reads rows at once.
+        decode: as in `Policy`.
+        select: likewise.
+        model: what reads rows at once.
         path: where the model came from, for the message.
 
     Raises:
@@ -34,7 +38,7 @@ def check_decoding(policy: "Policy", model: PreTrainedModel, path: str) -> None:
     if model.device.type == "meta":
         return  # without numbers there is nothing to compare
     try:
-        decoded, rows = _decoded(policy, model.device)
+        decoded, rows = _decoded(decode, select, model)
         whole = torch.stack([model(input_ids=row[None], use_cache=False).logits[0, -1].float() for row in rows])
     except Exception as error:  # whatever a model makes of a cache that it does not know
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -52,16 +56,18 @@ def check_decoding(policy: "Policy", model: PreTrainedModel, path: str) -> None:
         )
 
 
-def _decoded(policy: "Policy", device: torch.device) -> tuple[Float[Tensor, "B V"], list[Tensor]]:
+def _decoded(decode: Decode, select: Select, model: PreTrainedModel) -> tuple[Float[Tensor, "B V"], list[Tensor]]:
     """Logits of the token that follows three rows, read as the sampler does; and the rows without padding."""
-    tokens = (torch.arange(6, device=device) % policy.vocab_size).view(2, 3)
+    device = model.device
+    some = torch.arange(6, device=device) % embedding_rows(model)
+    tokens = some.view(2, 3)
     mask = torch.tensor([[False, True, True], [True, True, True]], device=device)
-    logits, cache = policy.decode(tokens, mask, None)
+    logits, cache = decode(tokens, mask, None)
     chosen = torch.tensor([1, 1, 0], device=device)
-    cache = policy.select(cache, chosen)
+    cache = select(cache, chosen)
     tokens, mask = tokens[chosen], mask[chosen]
-    for step in torch.arange(6, device=device).view(2, 3, 1) % policy.vocab_size:
+    for step in some.view(2, 3, 1):
         tokens = torch.cat([tokens, step], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        logits, cache = policy.decode(step, mask, cache)
+        logits, cache = decode(step, mask, cache)
     return logits, [row[real] for row, real in zip(tokens, mask, strict=True)]

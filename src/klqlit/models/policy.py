@@ -153,7 +153,7 @@ class LanguagePolicy(Policy):
                 "(its forward has no `logits_to_keep`, or it has no LM head); choose a causal language model that can"
             )
         self.plain_head = has_plain_head(self.model)
-        check_decoding(self, self.model, path)
+        check_decoding(self.decode, self.select, self.model, path)
 
     @property
     def vocab_size(self) -> int:
