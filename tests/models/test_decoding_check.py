@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from builders import save, tiny_tokenizer
+from klqlit.models.decoding_check import check_decoding
 from klqlit.models.policy import LanguagePolicy
 from models.test_families import SIZES
 
@@ -44,3 +45,13 @@ def test_a_model_that_knows_no_such_cache_is_refused_with_its_own_words(random_m
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_all_kinds_of_state_that_a_cache_holds_are_taken(random_model, family, layers, dtype):
     LanguagePolicy(random_model(family, layers), dtype=dtype)
+
+
+def test_tokens_that_a_model_rules_out_are_not_compared(random_model):
+    policy = LanguagePolicy(random_model("gpt_neox"))
+    head = torch.nn.Linear(32, 320)
+    head.weight = policy.model.get_output_embeddings().weight
+    head.bias.data = torch.where(torch.arange(320) < 300, 0.0, -torch.inf)
+    policy.model.set_output_embeddings(head)
+    assert policy.model(torch.zeros(1, 1, dtype=torch.long)).logits[0, 0, 319] == -torch.inf
+    check_decoding(policy.decode, policy.select, policy.model, "here")
