@@ -316,6 +316,26 @@ def test_a_data_module_serves_one_run_after_another(quitter_dir, tmp_path, first
     assert [prompts.seeds for prompts in after[: len(before)]] == [prompts.seeds for prompts in before]
 
 
+def test_another_module_in_the_same_trainer_begins_with_rollouts_of_its_own(quitter_dir, tmp_path):
+    asked, data = Asked(), make_data()
+    trainer = make_trainer(tmp_path, asked, max_epochs=-1, max_steps=2)
+    for steps in (2, 4):
+        trainer.fit_loop.epoch_loop.max_steps = steps
+        trainer.fit(make_module(quitter_dir, KLQ, sampler=Sampler(response_length=2)), data)
+    assert len(asked.prompts) == 2
+
+
+def test_a_module_that_was_loaded_from_a_checkpoint_is_no_longer_its_own_reference(quitter_dir, tmp_path):
+    steep = {"optimization": Optimization(lr=0.1)}
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(make_module(quitter_dir, KLQ, **steep), make_data())
+    trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    module = make_module(quitter_dir, KLQ, **steep)
+    make_trainer(tmp_path).validate(module, make_data(), ckpt_path=tmp_path / "trained.ckpt", weights_only=True)
+    make_trainer(tmp_path, max_epochs=1).fit(module, make_data())
+    assert abs(module.phase_metrics["kl/sequence"]) > 1e-3
+
+
 def test_a_trained_module_is_trained_on_by_another_trainer(quitter_dir, tmp_path):
     """It is no longer its own reference, which is no fault of the model."""
     data, module = make_data(), make_module(quitter_dir, KLQ, optimization=Optimization(lr=0.1))

@@ -11,7 +11,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from klqlit.callbacks.divergence_report import DivergenceReport
+from klqlit.models.policy import Policy
 from klqlit.rewards.function import FunctionReward
+from klqlit.rollout.sampling import Sampler
+from klqlit.types import Prompts, Sample
 from runs import make_data, make_module, make_trainer, vowels
 
 
@@ -32,8 +35,25 @@ def run(model: str, out: str, kind: str) -> None:
         scores = vowels(prompts, completions)
         return [math.nan, *scores[1:]] if kind == "score" and trainer.global_rank == 1 else scores
 
+    class Broken:
+        """A sampler whose log-probabilities are no numbers on the second rank."""
+
+        def __init__(self, sampler: Sampler) -> None:
+            self.sampler = sampler
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.sampler, name)
+
+        def sample(self, policy: Policy, prompts: Prompts) -> Sample:
+            sample = self.sampler.sample(policy, prompts)
+            sample.logprobs[0, 0] = math.nan if trainer.global_rank == 1 else 0.0
+            return sample
+
     torch.set_num_threads(1)
-    trainer.fit(make_module(model, reward=FunctionReward(reward)), make_data())
+    module = make_module(model, reward=FunctionReward(reward))
+    if kind == "sample":
+        module.sampler = Broken(module.sampler)  # type: ignore[assignment]
+    trainer.fit(module, make_data())
 
 
 if __name__ == "__main__":

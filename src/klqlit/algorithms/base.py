@@ -213,7 +213,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         prompts = replace(prompts, tokens=prompts.tokens.to(self.device), mask=prompts.mask.to(self.device))
         with self._in_use(policy):
             sample = self.sampler.sample(policy, prompts)
-        check_sampled(sample.logprobs, policy, step=self.global_step)
+        check_sampled(sample.logprobs, policy, step=self.global_step, strategy=self.trainer.strategy)
         sequences = Sequences(
             prompt_tokens=prompts.tokens, prompt_mask=prompts.mask, tokens=sample.tokens, mask=sample.mask
         )
@@ -453,6 +453,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] |= frozen
+        self._is_at_reference &= checkpoint["global_step"] == 0
         check_fits(checkpoint["state_dict"], self.state_dict())
         check_vocabulary(checkpoint, self.tokenizer)
         self.phase_metrics = {name: float(value) for name, value in checkpoint["phase"]["metrics"].items()}

@@ -36,7 +36,8 @@ def check_first_rollout(rollout: Rollout, tolerance: float) -> None:
         raise ValueError(
             f"before the first update, policy and reference differ by {gap:.2g} nats a token, where a frozen copy must "
             f"give 0 (up to {tolerance:g} for rounding). Likely: a custom policy has dropout on or ignores "
-            "`temperature` in its forward, or the model mishandles left padding or position_ids"
+            "`temperature` in its forward, the model mishandles left padding or position_ids, or weights were loaded "
+            "into the policy after it was made: make it from them, or give it a reference of its own"
         )
 
 

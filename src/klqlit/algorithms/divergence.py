@@ -160,31 +160,34 @@ def check_step(
         {
             "what": what,
             "gradient_norms": norms,
-            **{kind: sorted({name for part in found for name in part[kind]}) for kind in BROKEN},
+            **_merged(found),
             "rows": sorted(rows, key=lambda row: row["finite"]),
         },
     )
 
 
-def check_sampled(logprobs: Float[Tensor, "B T"], module: nn.Module, *, step: int) -> None:
-    """Stop before what a broken policy has sampled is scored, learned from or reported.
+def check_sampled(logprobs: Float[Tensor, "B T"], module: nn.Module, *, step: int, strategy: Strategy) -> None:
+    """Stop before what a broken policy has sampled is scored, learned from or reported. All ranks stop together.
 
     Args:
-        logprobs: of the sampled tokens, nats; 0 at padding.
+        logprobs: of the tokens that this rank has sampled, nats; 0 at padding.
         module: whose parameters the report speaks of.
         step: optimizer steps taken so far.
+        strategy: the trainer's, by which ranks agree.
 
     Raises:
         Divergence: a log-probability is not finite.
     """
-    if not all_finite(logprobs):
-        broken = broken_parts(module)
-        where = f"in weights, say {broken[BROKEN[0]][0]}" if broken[BROKEN[0]] else "though all weights are finite"
-        raise Divergence(
-            f"log-probabilities of sampled tokens are not finite after optimizer step {step}, {where}, and the run "
-            "stops; checkpoints are kept. Try a lower optimization.lr, or look at the model if no step was taken",
-            {"what": "log-probabilities of sampled tokens are not finite"} | broken,
-        )
+    if not strategy.reduce_boolean_decision(not all_finite(logprobs), all=False):
+        return
+    what, broken = "log-probabilities of sampled tokens are not finite", _merged(everywhere(broken_parts(module)))
+    weights = broken["parameters_not_finite"]
+    where = f"in weights, say {weights[0]}" if weights else "though all weights are"
+    raise Divergence(
+        f"{what} after optimizer step {step}, {where}, and the run stops; checkpoints are kept. Try a lower "
+        "optimization.lr, or look at the model if no step was taken",
+        {"what": what} | broken,
+    )
 
 
 def broken_parts(module: nn.Module) -> dict[str, Any]:
@@ -193,6 +196,11 @@ def broken_parts(module: nn.Module) -> dict[str, Any]:
     parameters = [name for name, p in named if not all_finite(p)]
     gradients = [name for name, p in named if p.grad is not None and not all_finite(p.grad)]
     return dict(zip(BROKEN, (parameters, gradients), strict=True))
+
+
+def _merged(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `broken_parts` found on all ranks."""
+    return {kind: sorted({name for part in found for name in part[kind]}) for kind in BROKEN}
 
 
 def all_finite(x: Tensor) -> bool:

@@ -21,8 +21,8 @@ class OnlineDataModule(L.LightningDataModule):
 
     A phase takes `epochs * minibatches` optimizer steps; each minibatch is split over the ranks and over
     `trainer.accumulate_grad_batches` micro-batches. The state is a phase counter and the rows of a phase under way:
-    everything random comes from `seed` and counters. A new trainer begins with phase 0; with more `max_epochs` the same
-    trainer goes on.
+    everything random comes from `seed` and counters. A new trainer or module begins with phase 0; with more
+    `max_epochs` the same trainer goes on with the same module.
 
     Args:
         source: the prompts.
@@ -85,16 +85,15 @@ class OnlineDataModule(L.LightningDataModule):
         self._experience: Experience | None = None
         self._saved_dealing: dict[str, int] | None = None
         self._rows: dict[Split, list[Row]] = {}
+        self._run: tuple[L.Trainer, L.LightningModule] | None = None
 
     # Lightning's side ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self._trainer.global_step == 0:
-            # Another run may have used this module. A checkpoint to resume from is read after this.
-            self.phase, self._experience, self._saved_dealing = 0, None, None
-        self._check_limit()
         if stage == "fit":
+            self._begin()
             self._collector.check_phase(self.rollouts)
+        self._check_limit()
         splits: tuple[Split, ...] = ("train", "validation") if stage == "fit" else ("validation",)
         for name in splits:
             self._rows[name] = self._usable_rows(name)
@@ -233,6 +232,12 @@ class OnlineDataModule(L.LightningDataModule):
     def _permutation(self, size: int, *counters: int | str) -> torch.Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, *counters))
         return torch.randperm(size, generator=generator)
+
+    def _begin(self) -> None:
+        """Forget what another run has left. A checkpoint to resume from is read after this."""
+        run = (self._trainer, self._trainer.lightning_module)
+        if run != self._run:
+            self.phase, self._experience, self._saved_dealing, self._run = 0, None, None, run
 
     # Checks before work starts -------------------------------------------------------------------------------------
 

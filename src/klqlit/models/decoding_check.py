@@ -40,11 +40,13 @@ def check_decoding(decode: Decode, select: Select, model: PreTrainedModel, path:
     try:
         decoded, rows = _decoded(decode, select, model)
         whole = torch.stack([model(input_ids=row[None], use_cache=False).logits[0, -1].float() for row in rows])
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # whatever a model makes of a cache that it does not know
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ValueError(
-            f"policy.path={path!r}: {type(model).__name__} cannot be sampled from token by token ({reason}); choose "
-            "another causal language model"
+            f"policy.path={path!r}: {type(model).__name__} cannot be sampled from token by token ({reason}); if the "
+            "model is at fault, choose another causal language model"
         ) from error
     expected = whole.log_softmax(dim=-1)
     # Some models rule tokens out; and weights that are no numbers are named when they are used.
@@ -54,8 +56,8 @@ def check_decoding(decode: Decode, select: Select, model: PreTrainedModel, path:
         raise ValueError(
             f"policy.path={path!r}: {type(model).__name__} gives other log-probabilities, by {gap:.2g} nats on "
             "average, when it reads token by token than when it reads a row at once, so that it would not sample from "
-            "the policy that is trained. Its state lies elsewhere than in `past_key_values`, or padding on the left "
-            "changes it; choose another causal language model"
+            "the policy that is trained. Its state lies elsewhere than in `past_key_values`, padding on the left "
+            "changes it, or it draws at random in training; choose another causal language model"
         )
 
 
