@@ -81,6 +81,8 @@ def show_trace(kind: type[BaseException], error: BaseException, trace: Traceback
 
 
 def _run(command: str, options: list[str]) -> int:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from klqlit.algorithms.checks import StaleRollout
     from klqlit.algorithms.divergence import Divergence
     from klqlit.judges.base import JudgeStopped
@@ -92,7 +94,7 @@ def _run(command: str, options: list[str]) -> int:
             from klqlit.command_line import run
 
             return run(command, options)
-    except (ValueError, Divergence, StaleRollout, JudgeStopped) as error:
+    except (ValueError, MisconfigurationException, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
             show_trace(type(error), error, error.__traceback__)
         return fail(str(error))

@@ -28,6 +28,7 @@ from klqlit.callbacks.run_record import RunRecord
 from klqlit.callbacks.save_guard import SaveGuard
 from klqlit.callbacks.saved_config import SaveConfig
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
+from klqlit.launching.devices import check_accelerator
 from klqlit.launching.loopback import with_loopback
 from klqlit.launching.slurm import devices_in_job, requeue, with_environment
 from klqlit.loggers import JSONLinesLogger
@@ -121,6 +122,7 @@ class CommandLine(LightningCLI):
         if self.command == "plan":
             return
         trainer = self.config["trainer"]
+        check_accelerator(trainer["accelerator"])
         trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command == "fit":
