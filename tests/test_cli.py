@@ -110,6 +110,13 @@ def test_a_mistake_gives_one_clear_line(config, capsys, tmp_path, options, messa
     assert len(error[0]) < 400
 
 
+def test_an_unusable_run_folder_is_refused_before_a_model_is_read(config, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    options = [f"--run_dir={tmp_path / 'file'}", "--model.policy.path=/nowhere/model"]
+    assert main(["fit", f"--config={config}", *options]) == 2
+    assert "is a file, and must be a folder; choose another --run_dir" in capsys.readouterr().err
+
+
 def test_a_reward_model_without_scalar_head_is_refused(config, capsys, tmp_path):
     policy = config.parent / "policy"
     assert main(["fit", f"--config={config}", f"--run_dir={tmp_path}", f"--model.reward.path={policy}"]) == 2

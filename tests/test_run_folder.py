@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from klqlit.run_folder import (
+    check_writable,
     checkpoint_folder,
     complete,
     fault_of,
@@ -112,3 +113,22 @@ def test_later_checkpoints_step_aside(folder):
         checkpoint(folder, step)
     set_later_aside(folder, 2)
     assert sorted(path.name for path in folder.iterdir()) == ["step-2.ckpt", "step-4.ckpt.aside", "step-6.ckpt.aside"]
+
+
+def test_a_run_folder_that_can_be_written_is_left_as_it_is(tmp_path):
+    check_writable(str(tmp_path / "runs" / "new"))
+    check_writable(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_is_no_run_folder(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"run_dir='.*': .*/file is a file, and must be a folder; choose another"):
+        check_writable(str(tmp_path / "file" / below))
+
+
+@pytest.mark.parametrize("name", ["/proc/nope", "/proc/nope/deeper"])
+def test_a_run_folder_that_cannot_be_made_is_refused(name):
+    with pytest.raises(ValueError, match=r"nothing can be written to run_dir=.*; choose another --run_dir"):
+        check_writable(name)

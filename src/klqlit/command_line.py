@@ -40,7 +40,7 @@ from klqlit.redaction import redacted
 from klqlit.resuming.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
 from klqlit.resuming.checkpoint_files import check_contents, examine
 from klqlit.resuming.starting import AlreadyFinished, Resume, Start, begin, existing, flat
-from klqlit.run_folder import checkpoint_folder, newest_checkpoint
+from klqlit.run_folder import check_writable, checkpoint_folder, newest_checkpoint
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -125,6 +125,8 @@ class CommandLine(LightningCLI):
         check_accelerator(trainer["accelerator"])
         trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
+        if self.command in ("fit", "predict"):
+            check_writable(run_dir)
         if self.command == "fit":
             self.options = flat(redacted(self.config.as_dict()))
             self.start = begin(self.options, run_dir=run_dir, ckpt_path=ckpt_path, resume=self.config["resume"])

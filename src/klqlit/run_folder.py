@@ -1,8 +1,9 @@
-"""Checkpoints in a run's folder: where they are, which of them are whole."""
+"""A run's folder: whether it can be written; its checkpoints, where they are, which of them are whole."""
 
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,24 @@ MANIFEST = "manifest.json"
 
 META = "meta.pt"
 """In a checkpoint that is a folder: what is not sharded, as Lightning names it."""
+
+
+def check_writable(run_dir: str) -> None:
+    """See that a run can write in its folder. The folder itself is not made yet: a mistake elsewhere would leave it.
+
+    Raises:
+        ValueError: there is a file, or nothing can be made there.
+    """
+    way_out = "choose another --run_dir"
+    try:
+        existing = next(path for path in (Path(run_dir), *Path(run_dir).absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise ValueError(f"run_dir={run_dir!r}: {existing} is a file, and must be a folder; {way_out}")
+        with tempfile.TemporaryDirectory(prefix=".klqlit-", dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"nothing can be written to run_dir={run_dir!r} ({reason}); {way_out}") from error
 
 
 def checkpoint_folder(run_dir: str | Path) -> Path:
