@@ -135,6 +135,19 @@ def test_a_score_that_is_not_finite_names_the_sample(config, capsys, tmp_path, m
     assert "not finite to 8 of 8 completions. The first: prompt 'What is the sum of" in error
 
 
+def test_a_bug_in_a_function_of_the_user_is_said_with_its_line(config, capsys, tmp_path, monkeypatch):
+    file = tmp_path / "buggy_reward.py"
+    file.write_text("def f(prompts, completions, **_):\n    return [float('Of') for _ in completions]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        "model: {init_args: {reward: {class_path: klqlit.FunctionReward, init_args: {function: buggy_reward.f}}}}"
+    )
+    assert main(["fit", f"--config={config}", f"--config={overlay}", f"--run_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert f"string to float: 'Of' (raised at {file}:2; KLQLIT_TRACEBACK=1 shows the calls)\n" in error
+
+
 def rows(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 

@@ -12,7 +12,19 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Each layer may import itself and what stands before it.
 LAYERS = [
     {"functional"},
-    {"version", "seeding", "tokenising", "files", "disk", "redaction", "run_folder", "allocator", "printable", "ranks"},
+    {
+        "version",
+        "seeding",
+        "tokenising",
+        "files",
+        "disk",
+        "redaction",
+        "run_folder",
+        "allocator",
+        "printable",
+        "ranks",
+        "user_code",
+    },
     {"types"},
     {"data", "metrics"},
     {"models"},

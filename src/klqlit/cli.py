@@ -86,6 +86,7 @@ def _run(command: str, options: list[str]) -> int:
     from klqlit.algorithms.checks import StaleRollout
     from klqlit.algorithms.divergence import Divergence
     from klqlit.judges.base import JudgeStopped
+    from klqlit.user_code import place_in_user_code
 
     try:
         if command in OTHER_COMMANDS:
@@ -97,5 +98,6 @@ def _run(command: str, options: list[str]) -> int:
     except (ValueError, MisconfigurationException, Divergence, StaleRollout, JudgeStopped) as error:
         if os.environ.get("KLQLIT_TRACEBACK"):
             show_trace(type(error), error, error.__traceback__)
-        return fail(str(error))
+        place = place_in_user_code(error)
+        return fail(f"{error} (raised at {place}; KLQLIT_TRACEBACK=1 shows the calls)" if place else str(error))
     return 0
