@@ -20,6 +20,7 @@ LAYERS = [
         "disk",
         "redaction",
         "run_folder",
+        "hub",
         "allocator",
         "printable",
         "ranks",
@@ -46,7 +47,7 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-LEAVES = {"functional", "version", "seeding", "tokenising", "types", "ranks"}
+LEAVES = {"functional", "version", "hub", "seeding", "tokenising", "types", "ranks"}
 
 # Attributes named by the fields of a record, or by the configured names of a parser: no probing.
 NAMED_FIELDS = {"types.py", "data/online.py", "rollout/gathering.py"}

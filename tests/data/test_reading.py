@@ -122,3 +122,18 @@ def test_a_missing_column_names_those_there_and_the_nearest():
 def test_a_text_must_be_text(value, message):
     with pytest.raises(ValueError, match=rf"f, row 7: column 'prompt'.*{message}"):
         text({"prompt": value}, "prompt", "f, row 7")
+
+
+@pytest.mark.parametrize("path", ["mine.txt", "Mine.TXT", "owner/mine.tsv", "runs/none", "runs/none.txt"])
+def test_a_mistyped_file_is_not_asked_of_the_hub(tmp_path, monkeypatch, path):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"there is no data file .* data files end in \.json, \.jsonl, \.csv, \.parquet"
+    ):
+        read_rows(path)
+
+
+def test_a_mistyped_name_of_a_kind_that_is_read_is_just_not_there():
+    with pytest.raises(ValueError, match=r"there is no data file 'mine\.csv\.gz': check the path \(current.*\)$"):
+        read_rows("mine.csv.gz")

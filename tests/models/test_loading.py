@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from builders import ARCHITECTURES, save, tiny_language_model, tiny_reward_model, tiny_tokenizer
 from klqlit.models.language_model import LanguageModel, completion_logits
 from klqlit.models.loading import (
+    check_model_path,
     check_vocabulary,
     disable_dropout,
     export,
@@ -53,6 +54,13 @@ def test_a_saved_model_is_loaded_as_it_was(saved, tokenizer):
 def test_a_missing_directory_is_not_taken_for_a_name_on_the_hub(load, path):
     with pytest.raises(ValueError, match=f"there is no model directory '{path}': check the path"):
         load(path)
+
+
+def test_a_missing_directory_in_a_folder_that_is_here_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no model directory 'runs/sft': .* run the stage that makes it first"):
+        check_model_path("runs/sft")
 
 
 def test_a_hub_name_without_network_says_how_to_give_a_directory():

@@ -8,10 +8,11 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from klqlit.data.hub_rows import read_hub
 from klqlit.data.json_text import parse_json
 from klqlit.data.source import Row, Split
 
@@ -22,6 +23,10 @@ MAX_GROWTH = 200
 """Times its size, beyond `FREE_BYTES`, that a .gz may unpack to: text shrinks to a tenth, a bomb to a thousandth."""
 
 FREE_BYTES = 2**26
+
+_OTHERS = "gz bz2 xz zst zip txt text tsv md xml yaml yml ndjson xls xlsx arrow feather db sqlite pkl npy pt"
+OTHER_SUFFIXES = {f".{name}" for name in _OTHERS.split()}
+"""Of files that are not read: a name that ends in one is no data set's on the hub either."""
 
 
 def read_rows(path: str, *, split: Split = "train", data_dir: str | None = None) -> list[Row]:
@@ -41,9 +46,12 @@ def read_rows(path: str, *, split: Split = "train", data_dir: str | None = None)
     if is_file:
         rows = _read_file(file)
     elif is_directory or not _looks_like_file(path):
-        rows = _read_hub(path, split, data_dir)
+        rows = read_hub(path, split, data_dir)
     else:
-        raise ValueError(f"there is no data file {path!r}: check the path (current directory: {os.getcwd()})")
+        raise ValueError(
+            f"there is no data file {path!r}: check the path (current directory: {os.getcwd()})"
+            + ("" if _kind(file) in READERS else f"; {FORMATS}")
+        )
     if not rows:
         raise ValueError(f"the data file {path!r} holds no rows: give a file with at least one")
     return rows
@@ -94,18 +102,17 @@ def _find(path: str) -> tuple[Path, bool, bool]:
 
 
 def _looks_like_file(path: str) -> bool:
-    return path.startswith((".", "/", "~", os.sep)) or path.count("/") > 1 or Path(path).suffix in {*READERS, ".gz"}
+    """Names on the hub may hold a dot, as in a version, and have one slash at most."""
+    first, *rest = path.split("/")
+    inside = len(rest) > 1 or (len(rest) == 1 and Path(first).is_dir())
+    known = Path(path).suffix.lower() in READERS.keys() | OTHER_SUFFIXES
+    return inside or known or path.startswith((".", "/", "~", os.sep))
 
 
 def _read_file(file: Path) -> list[Row]:
-    suffixes = file.suffixes
-    packed = bool(suffixes) and suffixes[-1] == ".gz"
-    kind = "".join(suffixes[:-1][-1:] if packed else suffixes[-1:])
+    packed, kind = file.suffix == ".gz", _kind(file)
     if kind not in READERS:
-        raise ValueError(
-            f"{str(file)!r} has the suffix {''.join(suffixes)!r}; data files end in {', '.join(READERS)}, each plain "
-            "or with .gz"
-        )
+        raise ValueError(f"{str(file)!r} has the suffix {''.join(file.suffixes)!r}; {FORMATS}")
     try:
         content = _unpacked(file.read_bytes()) if packed else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -113,6 +120,10 @@ def _read_file(file: Path) -> list[Row]:
     if not content.strip():
         raise ValueError(f"the data file {str(file)!r} is empty: give a file with at least one row")
     return READERS[kind](content, str(file))
+
+
+def _kind(file: Path) -> str:
+    return file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
 
 
 def _unpacked(content: bytes) -> bytes:
@@ -215,24 +226,4 @@ READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
     ".parquet": _read_parquet,
 }
 
-
-def _read_hub(path: str, split: Split, data_dir: str | None) -> list[Row]:
-    # Imported here: it takes most of a second.
-    import datasets
-
-    try:
-        splits = datasets.load_dataset(path, data_dir=data_dir)
-    except Exception as error:  # whatever the files of a directory, or the network, make of the library
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise ValueError(
-            f"{path!r} is neither a file here nor a data set the hub could give (no network, HF_HUB_OFFLINE set, or no "
-            f"such name): give the path of a local .jsonl, .json, .csv or .parquet file instead. ({reason})"
-        ) from error
-    return splits[_choose(split, splits, path)].to_list()
-
-
-def _choose(split: Split, splits: Iterable[str], path: str) -> str:
-    for name in ("train",) if split == "train" else ("validation", "test"):
-        if name in splits:
-            return name
-    raise ValueError(f"{path!r} has no split for {split}: it has {', '.join(splits)}; give a file of your own")
+FORMATS = f"data files end in {', '.join(READERS)}, each plain or with .gz"

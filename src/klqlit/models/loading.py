@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from klqlit.functional.checks import check_choice
+from klqlit.hub import go_offline_without_network
 
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
@@ -167,7 +168,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def check_model_path(path: str) -> None:
-    """Tell a mistyped local path from a hub name before the hub is asked.
+    """Tell a mistyped local path from a hub name before the hub is asked, and do not ask a hub that cannot answer.
 
     Raises:
         ValueError: `path` can only be a local path, and there is nothing.
@@ -177,8 +178,16 @@ def check_model_path(path: str) -> None:
             "the model path is empty: give a local directory or a hub name such as 'EleutherAI/pythia-14m'"
         )
     local = path.startswith((".", "/", "~", os.sep)) or path.count("/") > 1
-    if local and not Path(path).is_dir():
-        raise ValueError(f"there is no model directory {path!r}: check the path (current directory: {os.getcwd()})")
+    # A hub's name has one slash too, but hardly the name of a folder here.
+    local = local or ("/" in path and Path(path.split("/")[0]).is_dir())
+    if Path(path).is_dir():
+        return
+    if local:
+        raise ValueError(
+            f"there is no model directory {path!r}: check the path (current directory: {os.getcwd()}), or run the "
+            "stage that makes it first"
+        )
+    go_offline_without_network()
 
 
 def export(
