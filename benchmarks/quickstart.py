@@ -9,6 +9,7 @@ samples, and draws the curves.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,21 +50,37 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--quick", action="store_true", help="sizes that learn nothing, to see that everything runs")
     arguments = parser.parse_args()
-    runs, quick = arguments.out / arguments.task, arguments.quick
+    runs = arguments.out / arguments.task
+    try:
+        run_stages(arguments.task, runs, quick=arguments.quick)
+        report(arguments.task, runs)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here")
+        sys.exit(128 + signal.SIGINT)
+
+
+def run_stages(task: str, runs: Path, *, quick: bool = False) -> None:
+    """One after the other what builds upon what is before, and side by side what does not."""
     started = time.monotonic()
     for stage in ("sft", "reward"):
-        run_stage(arguments.task, stage, runs, quick=quick)
+        run_stage(task, stage, runs, quick=quick)
     # Two small models on one thread each are faster than one after the other on two.
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda algorithm: run_beside(arguments.task, algorithm, runs, quick=quick), ("klq", "ppo")))
+        list(pool.map(lambda algorithm: run_beside(task, algorithm, runs, quick=quick), ("klq", "ppo")))
     Console().print(f"all stages took {(time.monotonic() - started) / 60:.1f} minutes\n", highlight=False)
-    report(arguments.task, runs)
 
 
 def run_stage(task: str, stage: str, runs: Path, *, quick: bool = False) -> None:
     """One `fit` with its progress bar, unless its model is there already."""
-    if announce(task, stage, runs):
-        subprocess.run(command(task, stage, runs, quick=quick), check=True)
+    if not announce(task, stage, runs):
+        return
+    with subprocess.Popen(command(task, stage, runs, quick=quick)) as process:
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # Ctrl-C reached it too, and it saves a checkpoint
+            raise
+    check(process.returncode, stage, [])
 
 
 def run_beside(task: str, stage: str, runs: Path, *, quick: bool = False) -> None:
@@ -74,13 +91,20 @@ def run_beside(task: str, stage: str, runs: Path, *, quick: bool = False) -> Non
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
     with subprocess.Popen(command(task, stage, runs, quick=quick), env=environment, **pipes) as process:
         lines = [show(stage, line.rstrip()) for line in process.stdout]
-    if process.returncode:
-        sys.exit("\n".join([f"{stage} failed:", *lines[-20:]]))
+    check(process.returncode, stage, lines[-20:])
+
+
+def check(status: int, stage: str, lines: list[str]) -> None:
+    """End this program as a stage ended."""
+    if status in (128 + signal.SIGINT, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if status:
+        sys.exit("\n".join([f"{stage} failed, with status {status}", *lines]))
 
 
 def show(stage: str, line: str) -> str:
     """Print a line if it tells of progress; return it."""
-    if line.startswith("step ") or "error" in line:
+    if line.startswith(("step ", "stopping ", "stopped ")) or "error" in line:
         Console().print(f"{stage}  {line}", highlight=False, soft_wrap=True)
     return line
 

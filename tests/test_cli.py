@@ -12,6 +12,7 @@ import pytest
 
 from builders import save, tiny_language_model, tiny_reward_model, tiny_tokenizer
 from klqlit.cli import main
+from klqlit.commands import report
 
 TINY = """
 run_dir: {run_dir}
@@ -73,6 +74,15 @@ def test_an_unknown_command_names_the_known_ones(capsys):
         "klqlit: error: there is no command 'fitt'; "
         "choose one of fit, validate, test, predict, judge, analyse, report, consolidate, plan\n"
     )
+
+
+def test_ctrl_c_before_a_run_has_begun_is_one_line(capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "run", interrupted)
+    assert main(["report", "runs"]) == 130
+    assert capsys.readouterr().err == "klqlit: stopped\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ This module only chooses the command. What a command needs is imported when it r
 """
 
 import os
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -55,7 +56,11 @@ def main(arguments: list[str]) -> int:
     command, *options = arguments
     if command not in COMMANDS:
         return fail(f"there is no command {command!r}; choose one of {', '.join(COMMANDS)}")
-    return _run(command, options)
+    try:
+        return _run(command, options)
+    except KeyboardInterrupt:  # while it was starting, or the second one: a run saves at the first
+        print("klqlit: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def usage() -> str:
