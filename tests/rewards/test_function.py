@@ -44,5 +44,20 @@ def test_a_wrong_number_of_scores_is_refused(count):
         FunctionReward(lambda prompts, completions: [1.0] * count)(two())
 
 
+@pytest.mark.parametrize(
+    ("score", "shown"),
+    [
+        ("good", r"'good' \(str\)"),
+        ("1.5", r"'1.5' \(str\)"),
+        (None, r"None \(NoneType\)"),
+        ([1.0, 2.0], r"\[1.0, 2.0\] \(list\)"),
+        (torch.ones(2), r"tensor\(\[1., 1.\]\) \(Tensor\)"),
+    ],
+)
+def test_what_is_no_number_is_named_with_its_completion(score, shown):
+    with pytest.raises(ValueError, match=rf"reward\.function returned {shown} for completion 1: return a number"):
+        FunctionReward(lambda prompts, completions: [0.5, score])(two())
+
+
 def test_a_function_has_no_weights():
     assert list(FunctionReward(len).parameters()) == []

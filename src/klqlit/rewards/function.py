@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
-from typing import Any, SupportsFloat, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -32,9 +32,10 @@ class FunctionReward(Reward):
                 f"reward.function returned {len(scores)} scores for {len(completions)} completions; return one each"
             )
         device = completions.sequences.tokens.device
-        return torch.tensor([float(score) for score in scores], dtype=torch.float32, device=device)
+        numbers = [_number(score, i) for i, score in enumerate(scores)]
+        return torch.tensor(numbers, dtype=torch.float32, device=device)
 
-    def _call(self, completions: Completions) -> Iterable[SupportsFloat]:
+    def _call(self, completions: Completions) -> Iterable[Any]:
         columns = completions.columns
         try:
             signature(self.function).bind([], [], **columns)
@@ -47,3 +48,15 @@ class FunctionReward(Reward):
         if not isinstance(scores, Iterable):
             raise ValueError(f"reward.function returned {scores!r}; return a list with one score a completion")
         return scores
+
+
+def _number(score: Any, i: int) -> float:
+    # A text such as "1.5" would pass as a number, until one comes that does not.
+    try:
+        if not isinstance(score, str | bytes):
+            return float(score)
+    except (TypeError, ValueError, RuntimeError):  # None; a tensor of several numbers
+        pass
+    raise ValueError(
+        f"reward.function returned {score!r:.60} ({type(score).__name__}) for completion {i}: return a number"
+    )
