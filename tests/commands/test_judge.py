@@ -156,8 +156,8 @@ def refuse_options():
     sides = ["--a", "a.jsonl", "--b", "b.jsonl"]
     length = ["--judge", "LengthJudge"]
     return [
-        ([*length, "--a", "a.jsonl"], "the following arguments are required: b"),
-        (sides, "the following arguments are required: judge"),
+        ([*length, "--a", "a.jsonl"], "these options are required: --b"),
+        (sides, "these options are required: --judge"),
         ([*length, "--a", "none", "--b", "b.jsonl"], "--a none is not there: give a run's folder"),
         ([*length, "--a", ".", "--b", "b.jsonl"], "--a . is neither a run's folder nor an exported model"),
         ([*length, "--a", "dataset", "--b", "dataset"], "one side must have completions of its own"),
@@ -175,7 +175,7 @@ def refuse_options():
         ([*length, *sides, "--config", "x.yaml"], "neither side needs any: drop it"),
         ([*length, *sides, "--max_prompts", "0"], "--max_prompts 0 must be at least 1"),
         ([*length, *sides, "--level", "95"], "level must lie between 0 and 1, such as 0.95, got 95"),
-        ([*length, *sides, "--draws", "many"], "draws: expected a int, got 'many'"),
+        ([*length, *sides, "--draws", "many"], "draws: expected an int, got 'many'"),
         ([*length, *sides, "--cache", "a.jsonl"], "the cache 'a.jsonl' cannot be used (file is not a database)"),
         ([*length, *sides, "--out", "a.jsonl/x"], "--out a.jsonl/x cannot be written"),
         ([*length, *sides, "--judge.prefr", "x"], "judge: Option 'prefr' is not accepted; did you mean 'prefer'?"),
@@ -183,7 +183,12 @@ def refuse_options():
         ([*length, *sides, "--xyz=1"], "there is no option --xyz; see `--help`"),
         (
             ["--judge", "LengthJugde", *sides],
-            "path string: LengthJugde; choose one of EndpointJudge",
+            "path string: LengthJugde; did you mean 'klqlit.LengthJudge'?",
+        ),
+        (["--judge", "Nobody", *sides], "path string: Nobody; choose one of EndpointJudge"),
+        (
+            [*length, *sides, "--judge.foo=1"],
+            "Option 'foo' is not accepted; `--judge.help LengthJudge` lists the options",
         ),
         (["--judge", "RewardJudge", "--judge.reward", "Gold", *sides], "choose one of RewardModel, FunctionReward"),
     ]

@@ -97,7 +97,7 @@ def parse(options: Sequence[str]) -> Namespace:
     try:
         chosen = parser.parse_args(list(options))
     except ValueError as error:
-        raise ValueError(_explain(str(error), list(vars(parser.get_defaults())))) from error
+        raise ValueError(_explain(str(error), list(vars(parser.get_defaults())), options)) from error
     if chosen.max_prompts is not None and chosen.max_prompts < 1:
         raise ValueError(f"--max_prompts {chosen.max_prompts} must be at least 1")
     # Those of the interval are checked before anybody is asked, too.
@@ -129,12 +129,15 @@ def _parser() -> Parser:
     return parser
 
 
-def _explain(message: str, names: list[str]) -> str:
+def _explain(message: str, names: list[str], options: Sequence[str]) -> str:
     unknown = re.match(r"unrecognized arguments: --(\w+)", message)
     if unknown:
         near = get_close_matches(unknown[1], names, n=1)
         return f"there is no option --{unknown[1]}; " + (f"did you mean --{near[0]}?" if near else "see `--help`")
-    text = explain(message)
+    chosen = re.search(r"--judge[= ]([\w.]+)", " ".join(options))
+    text = explain(message, listing=f"`--judge.help {chosen[1]}`" if chosen else "`--help`")
+    if "did you mean" in text:
+        return text
     for option, classes in (("judge: ", JUDGES), ("judge.reward: ", REWARDS)):
         if text.startswith(option) and "dot import path" in text:
             known = ", ".join(kind.__name__ for kind in classes)

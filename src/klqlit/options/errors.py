@@ -7,6 +7,7 @@ from inspect import signature
 import lightning as L
 
 import klqlit
+from klqlit.options.classes import meant, with_missing_methods
 
 # What the parser adds around the cause: each union it tried, and the whole configuration it was given.
 _BOILERPLATE = re.compile(
@@ -19,9 +20,17 @@ _UNKNOWN = re.compile(
     r"Option '([^']+)' is not accepted|unrecognized arguments: -*([\w.]+)|Key '([^']+)' is not expected"
 )
 
+_GIVEN = re.compile(r"^\s*Given value: (.+)$", re.MULTILINE)
+_KIND = re.compile(r"expected (?:an? \w+|one of [^;]+)")
 
-def explain(message: str) -> str:
-    """The cause in a parser's message, after the path of the option it concerns."""
+
+def explain(message: str, listing: str = "`--print_config`") -> str:
+    """The cause in a parser's message, after the path of the option it concerns.
+
+    Args:
+        message: of the parser.
+        listing: what lists the options there are.
+    """
     path: list[str] = []
     causes: list[str] = []
     for line in (line.strip() for line in message.splitlines()):
@@ -30,25 +39,48 @@ def explain(message: str) -> str:
             path.append(key[1])
         cause = key[2] if key else f"{problem[1]}: {problem[2]}".rstrip(": ") if problem else line
         if cause and not _BOILERPLATE.match(cause):
-            causes.append(cause.removeprefix("- "))
-    cause = _plain("; ".join(dict.fromkeys(causes)) or message)
-    return f"{'.'.join(path)}: {cause}{_suggestion(cause)}" if path else f"{cause}{_suggestion(cause)}"
+            causes.append(_plain(cause.removeprefix("- ")))
+    given = _GIVEN.findall(message)
+    cause = with_missing_methods(_joined(list(dict.fromkeys(causes)) or [message], given), given)
+    place = ".".join(path)
+    if place and "unrecognized arguments: --" in cause:
+        cause, place = cause.replace("unrecognized arguments: --", f"unrecognized arguments: --{place}."), ""
+    return f"{place}: {cause}{_suggestion(cause, listing)}".removeprefix(": ")
 
 
 def _plain(cause: str) -> str:
     cause = re.sub(r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected a \1", cause)
+    cause = re.sub(r"expected a (?=[aeiou])", "expected an ", cause)
     cause = re.sub(r"Expected a typing\.Literal\[([^\]]+)\]", r"expected one of \1", cause)
+    if required := re.fullmatch(r"the following arguments are required: (.+)", cause):
+        return "these options are required: " + ", ".join(f"--{name}" for name in required[1].split(", "))
     return re.sub(r"\. Got value: (.+)$", r", got '\1'", cause)
 
 
-def _suggestion(cause: str) -> str:
+def _joined(causes: list[str], given: list[str]) -> str:
+    """In one line; where a value could have been one of several kinds, these in one list, and the value."""
+    kinds = [cause.removeprefix("expected ") for cause in causes if _KIND.fullmatch(cause)]
+    if len(kinds) < len(causes):
+        return "; ".join(causes)
+    words = [word for kind in kinds if kind.startswith("one of ") for word in kind.removeprefix("one of ").split(", ")]
+    kinds = [kind for kind in kinds if not kind.startswith("one of ")] + (
+        [f"one of {', '.join(words)}"] if words else []
+    )
+    # The first is the value itself, the others what holds it.
+    value = f", got '{given[0]:.60}'" if given and not given[0].startswith(("{", "NestedArg(")) else ""
+    return f"expected {' or '.join(kinds)}{value}"
+
+
+def _suggestion(cause: str, listing: str) -> str:
+    if path := meant(cause):
+        return f"; did you mean {path!r}?"
     unknown = _UNKNOWN.search(cause)
     if unknown is None:
         return ""
     name = next(group for group in unknown.groups() if group)
     # Any part of `--modle.tau` may be the wrong one.
     matches = [match for part in name.split(".") for match in _nearest(part)]
-    return f"; did you mean {matches[0]!r}?" if matches else "; `--print_config` lists the options"
+    return f"; did you mean {matches[0]!r}?" if matches else f"; {listing} lists the options"
 
 
 def _nearest(part: str) -> list[str]:

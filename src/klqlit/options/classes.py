@@ -1,0 +1,52 @@
+"""What a parser's message about a class leaves out: the name that was meant, the methods that are missing."""
+
+import inspect
+import re
+import sys
+from difflib import get_close_matches
+from typing import Any
+
+import klqlit
+
+_NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_BARE_NAME = re.compile(r"Expected a dot import path string: (\w+)")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but(?: [\w.]+)? is abstract")
+
+
+def meant(cause: str) -> str | None:
+    """The import path of the class that a misspelt one comes nearest to, in the module that it names."""
+    if (missing := _NO_ATTRIBUTE.search(cause)) and missing[1] in sys.modules:
+        module, name = missing.groups()
+    elif bare := _BARE_NAME.search(cause):
+        module, name = "klqlit", bare[1]
+    else:
+        return None
+    names = [each for each in dir(sys.modules[module]) if not each.startswith("_")]
+    near = get_close_matches(name, names, n=1)
+    return f"{module}.{near[0]}" if near else None
+
+
+def with_missing_methods(cause: str, given: list[str]) -> str:
+    """The cause where it is that a class is abstract, with what the class lacks.
+
+    Args:
+        cause: of an error.
+        given: texts of the values that the parser was given, the class's import path among them.
+    """
+    if not _ABSTRACT.search(cause):
+        return cause
+    paths = dict.fromkeys(path for text in [cause, *given] for path in re.findall(r"\w+(?:\.\w+)+", text))
+    kinds = {path: kind for path in paths if inspect.isabstract(kind := _imported(path))}
+    lacking = [
+        f"{path} is abstract: it does not define {', '.join(sorted(kind.__abstractmethods__))}"
+        for path, kind in kinds.items()
+    ]
+    return _ABSTRACT.sub("; ".join(lacking), cause) if lacking else cause
+
+
+def _imported(path: str) -> Any:
+    """What is there by a name; None where nothing is. A text is no reason to import anything."""
+    module, _, name = path.rpartition(".")
+    if module == "klqlit" and name in klqlit.__all__:
+        return klqlit.__getattr__(name)
+    return vars(sys.modules[module]).get(name) if module in sys.modules else None
