@@ -112,6 +112,7 @@ def test_ctrl_c_before_a_run_has_begun_is_one_line(capsys, monkeypatch):
         ("--model.policy.path=/nowhere/model", "there is no model directory '/nowhere/model'"),
         ("--data.source.path=/nowhere/rows.json", "there is no data file '/nowhere/rows.json'"),
         ("--model.sampler.top_k=50", "set top_k: 0 and top_p: 1.0"),
+        ("--trainer.devices=9999", "trainer.devices=9999 starts 9999 processes on the"),
         ("--trainer.limit_val_batches=-3", "invalid value -3 for limit_val_batches"),
         ("--ckpt_path=/nowhere/x.ckpt", "there is no checkpoint at ckpt_path='/nowhere/x.ckpt'"),
     ],

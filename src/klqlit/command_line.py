@@ -28,7 +28,7 @@ from klqlit.callbacks.run_record import RunRecord
 from klqlit.callbacks.save_guard import SaveGuard
 from klqlit.callbacks.saved_config import SaveConfig
 from klqlit.callbacks.stop_on_signal import StopOnSignal, Stopped
-from klqlit.launching.devices import check_accelerator
+from klqlit.launching.devices import check_accelerator, check_processes
 from klqlit.launching.loopback import with_loopback
 from klqlit.launching.slurm import devices_in_job, requeue, with_environment
 from klqlit.loggers import JSONLinesLogger
@@ -124,6 +124,7 @@ class CommandLine(LightningCLI):
         trainer = self.config["trainer"]
         check_accelerator(trainer["accelerator"])
         trainer["devices"] = devices_in_job(trainer["devices"], trainer["num_nodes"])
+        check_processes(trainer["accelerator"], trainer["devices"])
         run_dir, ckpt_path = self.config["run_dir"], self.config["ckpt_path"]
         if self.command in ("fit", "predict"):
             check_writable(run_dir)

@@ -1,8 +1,14 @@
 """Whether this machine has the devices that a run asks for."""
 
+import os
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_info
+
+MOST_PER_CORE = 8
+"""Processes: more can hardly be meant, and only to start them takes all memory."""
 
 
 def check_accelerator(accelerator: Any) -> None:
@@ -18,3 +24,38 @@ def check_accelerator(accelerator: Any) -> None:
             f"trainer.accelerator={accelerator}, but torch sees no GPU here: give --trainer.accelerator cpu, or "
             "install a torch for this machine's GPU"
         )
+
+
+def check_processes(accelerator: Any, devices: Any) -> None:
+    """See that the processes that Lightning will start on a CPU have cores to run on.
+
+    More processes than cores take turns, which is slow, and said. Several of them on one core may be meant, as in a
+    trial of several ranks on a small machine.
+
+    Raises:
+        ValueError: `trainer.devices` is no number of processes, or far too large a one.
+    """
+    if accelerator != "cpu" or devices == "auto":
+        return
+    if not str(devices).isdigit() or int(devices) < 1:
+        raise ValueError(f"trainer.devices={devices}: on a CPU it is a number of processes, such as 1, or auto")
+    if SLURMEnvironment.detect() or TorchElasticEnvironment.detect() or "LOCAL_RANK" in os.environ:
+        return  # who started this process gave it its cores
+    processes, cores = int(devices), _cores()
+    if processes > MOST_PER_CORE * cores:
+        raise ValueError(
+            f"trainer.devices={processes} starts {processes} processes on the {cores} CPU cores that this one may use: "
+            f"give at most {MOST_PER_CORE * cores}, better {cores} or fewer"
+        )
+    if processes > cores:
+        rank_zero_info(
+            f"{processes} processes share {cores} CPU cores and take turns: fewer trainer.devices are faster"
+        )
+
+
+def _cores() -> int:
+    """Those that this process may use; of the whole machine where the system does not say."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Linux alone has it
+        return os.cpu_count() or 1
