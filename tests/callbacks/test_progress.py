@@ -56,7 +56,7 @@ def test_the_numbers_beside_it_are_those_of_the_phase_before(shown):
 
 def test_a_validation_shows_what_it_found(shown):
     lines = shown(terminal=True, validate=True)
-    assert any(re.search(r"^validating.*4/8.*win rate [\d.]+", line) for line in lines)
+    assert any(re.search(r"^validating.*4/8.* val win rate [\d.]+", line) for line in lines), lines
 
 
 def test_where_there_is_no_terminal_lines_are_printed(shown):

@@ -96,6 +96,19 @@ def test_own_judgments_need_no_option(capsys):
     assert "The verdict changed with the order in 25.0 % of 12 pairs" in shown
 
 
+@pytest.mark.parametrize("file", ["folder", "folder/judgments.jsonl"])
+def test_sides_are_called_as_judge_called_them(tmp_path, capsys, file):
+    (tmp_path / "folder").mkdir()
+    write_judgments("folder/judgments.jsonl")
+    (tmp_path / "folder" / "judged.json").write_text(json.dumps({"a": {"name": "mine"}, "b": {"name": "theirs"}}))
+    run([file])
+    shown = capsys.readouterr().out
+    assert "mine against theirs" in shown
+    assert "mine wins 87.5 %" in shown
+    run([file, "--name_a", "new"])
+    assert "new against theirs" in capsys.readouterr().out
+
+
 def test_judgments_say_the_same_after_they_were_written():
     """Pairs judged in both orders, in one, by a judge who does not see the order, in part, and not at all."""
     pair = Pair(id="0", prompt="p", a="x y", b="z")

@@ -171,7 +171,7 @@ def refuse_options():
             [*length, "--a", "others.jsonl", "--b", "b.jsonl"],
             "no prompt in common: give completions",
         ),
-        ([*length, "--a", "a.jsonl", "--b", "dataset"], "its row has neither `completion` nor `chosen`"),
+        ([*length, "--a", "a.jsonl", "--b", "dataset"], "`chosen` or `completion` (it has none). Give that side as a"),
         ([*length, *sides, "--config", "x.yaml"], "neither side needs any: drop it"),
         ([*length, *sides, "--max_prompts", "0"], "--max_prompts 0 must be at least 1"),
         ([*length, *sides, "--level", "95"], "level must lie between 0 and 1, such as 0.95, got 95"),

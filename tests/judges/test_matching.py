@@ -134,5 +134,5 @@ def test_human_responses_are_the_datasets_completions_else_the_chosen_ones():
         ("p", " one", True),
         ("q", " three", True),
     ]
-    with pytest.raises(ValueError, match="its row has neither `completion` nor `chosen`, but 'topic'"):
+    with pytest.raises(ValueError, match=r"no further column `chosen` or `completion` \('topic'\)"):
         human_responses(responses("p", columns={"topic": "bread"}))

@@ -20,9 +20,9 @@ SHOWN = {
     "train/loss": "loss",
     "val/loss": "val loss",
     "val/accuracy": "val accuracy",
-    "val/win_rate/score": "win rate",
+    "val/win_rate/score": "val win rate",
 }
-"""Logged metrics that the bar shows, and how it calls them."""
+"""Logged metrics that the bar shows, and how it calls them: `val` stands before those of held-out rows."""
 
 
 @final

@@ -18,6 +18,7 @@ from klqlit.judges.verdict_files import (
     VerdictTable,
     as_text,
     is_judgments,
+    names_of_sides,
     read_judgments,
     read_rows_of_verdicts,
 )
@@ -104,8 +105,8 @@ def _parser() -> Parser:
     analysis.add_argument("--seed", type=int, default=0, help="of the resamples; default: 0")
     analysis.add_argument("--length", choices=LENGTHS, default="words", help="unit of length; default: words")
     output = parser.add_argument_group("output")
-    output.add_argument("--name_a", metavar="NAME", help="what to call A; default: its column")
-    output.add_argument("--name_b", metavar="NAME", help="what to call B; default: its column")
+    output.add_argument("--name_a", metavar="NAME", help="what to call A; default: as `judge` did, or its column")
+    output.add_argument("--name_b", metavar="NAME", help="what to call B; default: as `judge` did, or its column")
     output.add_argument("--out", metavar="FILE", help="write all numbers as JSON, such as analysis/summary.json")
     return parser
 
@@ -140,7 +141,8 @@ def _meanings(chosen: argparse.Namespace) -> dict[str, Meaning]:
 
 
 def _names(chosen: argparse.Namespace) -> tuple[str, str]:
-    return chosen.name_a or chosen.a or "A", chosen.name_b or chosen.b or "B"
+    name_a, name_b = names_of_sides(chosen.file) or ("A", "B")
+    return chosen.name_a or chosen.a or name_a, chosen.name_b or chosen.b or name_b
 
 
 def _show(console: Console, summary: dict[str, Any], name_a: str, name_b: str) -> None:

@@ -12,9 +12,8 @@ from klqlit.judges.base import Judge
 from klqlit.judges.cache import canonical
 from klqlit.judges.matching import Matching
 from klqlit.judges.records import JudgedPair
-from klqlit.judges.verdict_files import JUDGMENTS
+from klqlit.judges.verdict_files import JUDGED, JUDGMENTS
 
-JUDGED = "judged.json"
 UNMATCHED = "unmatched.jsonl"
 
 

@@ -166,9 +166,11 @@ def _response(row: Mapping[str, Any], where: str) -> Response:
 def _human(response: Response) -> Response:
     name = next((name for name in HUMAN if response.columns.get(name) is not None), None)
     if name is None:
+        columns = ", ".join(map(repr, response.columns)) or "it has none"
         raise ValueError(
-            f"the dataset has no response to {response.prompt[:60]!r}: its row has neither `completion` nor `chosen`, "
-            f"but {', '.join(map(repr, response.columns)) or 'no column beside the prompt'}"
+            f"the dataset's response to {response.prompt[:60]!r} is not known: the other side's row has no further "
+            f"column `chosen` or `completion` ({columns}). Give that side as a run's folder whose data has responses, "
+            "or add the column to its file"
         )
     text = _text(response.columns[name], f"the dataset's {name!r}")
     return Response(id=response.id, prompt=response.prompt, text=text, columns=response.columns)

@@ -1,6 +1,7 @@
 """Verdicts from files: this package's judgments, and tables from elsewhere."""
 
 import difflib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,8 @@ Meaning = Literal["win", "tie", "loss", "first", "second", "unreadable"]
 MEANINGS: tuple[Meaning, ...] = get_args(Meaning)
 
 JUDGMENTS = "judgments.jsonl"
-"""Name of this package's file in the folder of a comparison."""
+JUDGED = "judged.json"
+"""Names of this package's files in the folder of a comparison."""
 
 SWAPPED = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -189,6 +191,21 @@ def _judged(row: Row, where: str) -> JudgedPair:
             f"a_second={judged.a_second!r}: this file was changed by hand, or cut"
         )
     return judged
+
+
+def names_of_sides(source: str) -> tuple[str, str] | None:
+    """What `judge` called the sides of the comparison that it wrote; None where it wrote none there.
+
+    Args:
+        source: the comparison's folder, or the file of judgments in it.
+    """
+    path = Path(source).expanduser()
+    file = (path.parent if path.name == JUDGMENTS else path) / JUDGED
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        return str(written["a"]["name"]), str(written["b"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):  # no such file, or not one of ours
+        return None
 
 
 def as_text(value: Any) -> str:
