@@ -192,6 +192,13 @@ def test_a_run_folder_continues_and_predicts(config, caplog, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_of_no_steps_says_that_nothing_was_trained(config, caplog, tmp_path):
+    assert main(["fit", f"--config={config}", f"--run_dir={tmp_path}", "--trainer.max_epochs=0"]) == 0
+    exported = f"the model exported to {tmp_path / 'model'} is the one this run started from"
+    assert f"no step was taken: {exported}" in caplog.text
+
+
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(config, tmp_path):
     for name in ("a", "b"):
         assert main(["fit", f"--config={config}", f"--run_dir={tmp_path / name}"]) == 0

@@ -35,4 +35,7 @@ class Export(L.Callback):
         assert isinstance(pl_module, Exportable)
         directory = Path(trainer.default_root_dir) / self.dirname
         pl_module.export(str(directory))
-        rank_zero_info(f"exported to {directory}")
+        if trainer.global_step == 0:
+            rank_zero_info(f"no step was taken: the model exported to {directory} is the one this run started from")
+        else:
+            rank_zero_info(f"exported to {directory}")
