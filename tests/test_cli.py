@@ -138,28 +138,31 @@ def test_a_reward_model_without_scalar_head_is_refused(config, capsys, tmp_path)
     assert "is no reward model: it has 2 outputs" in capsys.readouterr().err
 
 
-def test_a_score_that_is_not_finite_names_the_sample(config, capsys, tmp_path, monkeypatch):
-    (tmp_path / "broken_reward.py").write_text("def f(prompts, completions, **_): return [float('nan')] * len(prompts)")
-    monkeypatch.syspath_prepend(tmp_path)
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(
-        "model: {init_args: {reward: {class_path: klqlit.FunctionReward, init_args: {function: broken_reward.f}}}}"
-    )
-    assert main(["fit", f"--config={config}", f"--config={overlay}", f"--run_dir={tmp_path / 'run'}"]) == 2
-    error = capsys.readouterr().err
+@pytest.fixture
+def fit_with_reward(config, capsys, tmp_path, monkeypatch):
+    """Runs a fit that is to fail under a reward function `f` of the user's; returns what was said, and its file."""
+
+    def run(code):
+        file, overlay = tmp_path / "users_reward.py", tmp_path / "overlay.yaml"
+        file.write_text(f"def f(prompts, completions, **_):\n    {code}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "users_reward", raising=False)
+        overlay.write_text(
+            "model: {init_args: {reward: {class_path: klqlit.FunctionReward, init_args: {function: users_reward.f}}}}"
+        )
+        assert main(["fit", f"--config={config}", f"--config={overlay}", f"--run_dir={tmp_path / 'run'}"]) == 2
+        return capsys.readouterr().err, file
+
+    return run
+
+
+def test_a_score_that_is_not_finite_names_the_sample(fit_with_reward):
+    error, _ = fit_with_reward("return [float('nan')] * len(prompts)")
     assert "not finite to 8 of 8 completions. The first: prompt 'What is the sum of" in error
 
 
-def test_a_bug_in_a_function_of_the_user_is_said_with_its_line(config, capsys, tmp_path, monkeypatch):
-    file = tmp_path / "buggy_reward.py"
-    file.write_text("def f(prompts, completions, **_):\n    return [float('Of') for _ in completions]\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(
-        "model: {init_args: {reward: {class_path: klqlit.FunctionReward, init_args: {function: buggy_reward.f}}}}"
-    )
-    assert main(["fit", f"--config={config}", f"--config={overlay}", f"--run_dir={tmp_path / 'run'}"]) == 2
-    error = capsys.readouterr().err
+def test_a_bug_in_a_function_of_the_user_is_said_with_its_line(fit_with_reward):
+    error, file = fit_with_reward("return [float('Of') for _ in completions]")
     assert f"string to float: 'Of' (raised at {file}:2; KLQLIT_TRACEBACK=1 shows the calls)\n" in error
 
 

@@ -1,12 +1,21 @@
 """The hub, which is asked for models and data only where it answers."""
 
+import os
 from functools import cache
+from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from lightning.pytorch.utilities import rank_zero_info
 
 SECONDS = 10
+
+
+def can_only_be_a_path(name: str) -> bool:
+    """Whether the hub can know no such name: its names have one slash at most, hardly behind a folder's name."""
+    first, *rest = name.split("/")
+    inside = len(rest) > 1 or (len(rest) == 1 and Path(first).is_dir())
+    return inside or name.startswith((".", "/", "~", os.sep))
 
 
 def go_offline_without_network() -> None:

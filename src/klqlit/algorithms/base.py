@@ -21,7 +21,7 @@ from klqlit.algorithms.checks import (
     check_losses,
     check_precision,
     check_targets,
-    check_weights,
+    check_trained_dtypes,
 )
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_sampled, check_step, gradient_norms
@@ -295,7 +295,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
     def on_fit_start(self) -> None:
         self.sampler.refuse_truncation()
         check_precision(str(self.trainer.precision))
-        check_weights(self)
+        check_trained_dtypes(self)
         self._evaluated = []  # an interrupted step may have left some
         if self.device.type == "cpu":
             keep_freed_memory()

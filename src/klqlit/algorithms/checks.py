@@ -94,7 +94,7 @@ def check_precision(precision: str) -> None:
         )
 
 
-def check_weights(module: nn.Module) -> None:
+def check_trained_dtypes(module: nn.Module) -> None:
     """Refuse to train weights in float16, and say what bfloat16 loses.
 
     In float16 the squares of small gradients are 0 in AdamW's second moment, and so is its epsilon: a step that should

@@ -15,6 +15,7 @@ from typing import Any
 from klqlit.data.hub_rows import read_hub
 from klqlit.data.json_text import parse_json
 from klqlit.data.source import Row, Split
+from klqlit.hub import can_only_be_a_path
 
 SHOWN = 12
 """Columns in a message."""
@@ -102,11 +103,8 @@ def _find(path: str) -> tuple[Path, bool, bool]:
 
 
 def _looks_like_file(path: str) -> bool:
-    """Names on the hub may hold a dot, as in a version, and have one slash at most."""
-    first, *rest = path.split("/")
-    inside = len(rest) > 1 or (len(rest) == 1 and Path(first).is_dir())
-    known = Path(path).suffix.lower() in READERS.keys() | OTHER_SUFFIXES
-    return inside or known or path.startswith((".", "/", "~", os.sep))
+    """Names on the hub may hold a dot too, as in a version."""
+    return can_only_be_a_path(path) or Path(path).suffix.lower() in READERS.keys() | OTHER_SUFFIXES
 
 
 def _read_file(file: Path) -> list[Row]:

@@ -9,7 +9,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from klqlit.algorithms.checks import check_weights
+from klqlit.algorithms.checks import check_trained_dtypes
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Divergence, broken_parts, first_trouble, total_norm
 from klqlit.algorithms.optimization import use_present_options
 from klqlit.data.batching import shard
@@ -129,7 +129,7 @@ class Finetuning(ClipsByKnownNorm, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        check_weights(self)
+        check_trained_dtypes(self)
         self._totals = []  # an interrupted step may have left some
 
     def on_train_start(self) -> None:

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from klqlit.functional.checks import check_choice
-from klqlit.hub import go_offline_without_network
+from klqlit.hub import can_only_be_a_path, go_offline_without_network
 
 _SHAPES_ONLY: ContextVar[bool] = ContextVar("shapes_only", default=False)
 
@@ -177,12 +177,9 @@ def check_model_path(path: str) -> None:
         raise ValueError(
             "the model path is empty: give a local directory or a hub name such as 'EleutherAI/pythia-14m'"
         )
-    local = path.startswith((".", "/", "~", os.sep)) or path.count("/") > 1
-    # A hub's name has one slash too, but hardly the name of a folder here.
-    local = local or ("/" in path and Path(path.split("/")[0]).is_dir())
     if Path(path).is_dir():
         return
-    if local:
+    if can_only_be_a_path(path):
         raise ValueError(
             f"there is no model directory {path!r}: check the path (current directory: {os.getcwd()}), or run the "
             "stage that makes it first"
