@@ -9,6 +9,7 @@ from typing import Any, final
 
 from openai import AsyncOpenAI
 
+from klqlit.functional.checks import check_not_negative, check_positive
 from klqlit.judges.background import in_background
 from klqlit.judges.base import Estimate, Judge, JudgeStopped, Judgment, Question
 from klqlit.judges.connection import Connection, RequestFailed, Unreachable
@@ -75,10 +76,16 @@ class EndpointJudge(Judge):
         output_price: float | None = None,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
-        _check_positive(concurrency=concurrency, timeout=timeout, max_failures=max_failures, max_tokens=max_tokens)
-        _check_not_negative(
-            max_retries=max_retries, temperature=temperature, input_price=input_price, output_price=output_price
+        check_positive("concurrency", concurrency, "choose 1 for one request at a time")
+        check_positive("timeout", timeout, "choose seconds, such as 60")
+        check_positive("max_failures", max_failures, "choose 1 to stop at the first")
+        check_positive("max_tokens", max_tokens, "choose enough for an answer, such as 1024")
+        check_not_negative("max_retries", max_retries, "choose 0 for none")
+        check_not_negative(
+            "temperature", temperature or 0.0, "choose 0 for the likeliest answer, or null to ask for none"
         )
+        check_not_negative("input_price", input_price or 0.0, "give the price of a million tokens")
+        check_not_negative("output_price", output_price or 0.0, "give the price of a million tokens")
         if (input_price is None) != (output_price is None):
             raise ValueError(
                 f"input_price={input_price} and output_price={output_price}: give both for an estimate of the cost"
@@ -199,15 +206,3 @@ async def _together(coroutines: Sequence[Any]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _check_positive(**values: int | float) -> None:
-    for name, value in values.items():
-        if not value > 0:  # NaN included
-            raise ValueError(f"{name}={value} must be positive")
-
-
-def _check_not_negative(**values: int | float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name}={value} must not be negative")
