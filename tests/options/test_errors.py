@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 
+import lightning as L
 import pytest
 from jsonargparse import ArgumentParser
 
+from klqlit.models.critic import Critic
 from klqlit.options.errors import explain
 
 
@@ -18,12 +20,12 @@ class Unfinished(ABC):
     def loss(self): ...
 
 
-def explained(kind, value):
+def explained(kind, value, name="option"):
     """What becomes of the message that a parser has for a value."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--option", type=kind)
-    with pytest.raises(Exception, match="option") as refused:
-        parser.parse_args([f"--option={value}"])
+    parser.add_argument(f"--{name}", type=kind)
+    with pytest.raises(Exception, match=name) as refused:
+        parser.parse_args([f"--{name}={value}"])
     return explain(str(refused.value))
 
 
@@ -34,7 +36,23 @@ def test_several_missing_options_are_named_as_they_are_written():
 def test_an_option_of_a_class_is_named_as_it_was_written():
     message = 'Parser key "model":\n  Errors:\n    - unrecognized arguments: --optimization.lr=-0.1'
     assert explain(message) == (
-        "unrecognized arguments: --model.optimization.lr=-0.1; `--print_config` lists the options"
+        "unrecognized arguments: --model.optimization.lr=-0.1; it belongs to klqlit.KLQ or klqlit.PPO: "
+        "name the class as model.class_path"
+    )
+
+
+def test_an_option_without_its_class_names_the_classes():
+    """A class that is not named is the base of all, which takes no option."""
+    assert explained(L.LightningModule | None, '{"tau": 0.3}', name="model").endswith(
+        "Option 'tau' is not accepted; it belongs to klqlit.KLQ or klqlit.PPO: name the class as model.class_path"
+    )
+    assert "Option 'tau' is not accepted; `--print_config`" in explained(L.LightningModule, '{"tau": 0.3}')
+
+
+def test_an_abstract_class_of_the_package_names_those_one_can_have():
+    assert explained(Critic, "klqlit.models.critic.Critic").endswith(
+        ".Critic is abstract: name a class of its kind as class_path, such as klqlit.NoCritic or klqlit.SeparateCritic "
+        "or klqlit.SharedCritic"
     )
 
 

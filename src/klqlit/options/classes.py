@@ -1,4 +1,4 @@
-"""What a parser's message about a class leaves out: the name that was meant, the methods that are missing."""
+"""What a parser's message about a class leaves out: the name that was meant, the missing class or its methods."""
 
 import inspect
 import re
@@ -6,7 +6,12 @@ import sys
 from difflib import get_close_matches
 from typing import Any
 
+import lightning as L
+
 import klqlit
+
+KINDS: dict[str, type] = {"model": L.LightningModule, "data": L.LightningDataModule}
+"""What stands for an option whose class is not named."""
 
 _NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _BARE_NAME = re.compile(r"Expected a dot import path string: (\w+)")
@@ -26,8 +31,28 @@ def meant(cause: str) -> str | None:
     return f"{module}.{near[0]}" if near else None
 
 
-def with_missing_methods(cause: str, given: list[str]) -> str:
-    """The cause where it is that a class is abstract, with what the class lacks.
+def public_classes() -> dict[str, type]:
+    """All that can be imported from klqlit, by their paths."""
+    return {f"klqlit.{name}": klqlit.__getattr__(name) for name in klqlit.__all__ if name != "__version__"}
+
+
+def takers(option: str, place: str) -> list[str]:
+    """Paths of the public classes that could stand at a place and take an option."""
+    name = option.removeprefix(f"{place}.").split(".")[0]
+    return [
+        path
+        for path, kind in public_classes().items()
+        if place in KINDS and _is_one(kind, KINDS[place]) and name in argument_names(kind)
+    ]
+
+
+def argument_names(kind: type) -> set[str]:
+    """Of a class and of those it is made of, to which it hands on what it does not know."""
+    return {name for each in kind.__mro__ if each is not object for name in inspect.signature(each).parameters}
+
+
+def with_remedy(cause: str, given: list[str]) -> str:
+    """The cause where it is that a class is abstract, with the classes of its kind, or with what it lacks.
 
     Args:
         cause: of an error.
@@ -38,10 +63,19 @@ def with_missing_methods(cause: str, given: list[str]) -> str:
     paths = dict.fromkeys(path for text in [cause, *given] for path in re.findall(r"\w+(?:\.\w+)+", text))
     kinds = {path: kind for path in paths if inspect.isabstract(kind := _imported(path))}
     lacking = [
-        f"{path} is abstract: it does not define {', '.join(sorted(kind.__abstractmethods__))}"
+        f"{path} is abstract: "
+        + (
+            f"name a class of its kind as class_path, such as {' or '.join(ready)}"
+            if (ready := [path for path, each in public_classes().items() if _is_one(each, kind)])
+            else f"it does not define {', '.join(sorted(kind.__abstractmethods__))}"
+        )
         for path, kind in kinds.items()
     ]
     return _ABSTRACT.sub("; ".join(lacking), cause) if lacking else cause
+
+
+def _is_one(kind: type, base: type) -> bool:
+    return issubclass(kind, base) and not inspect.isabstract(kind)
 
 
 def _imported(path: str) -> Any:

@@ -2,12 +2,10 @@
 
 import re
 from difflib import get_close_matches
-from inspect import signature
 
 import lightning as L
 
-import klqlit
-from klqlit.options.classes import meant, with_missing_methods
+from klqlit.options.classes import argument_names, meant, public_classes, takers, with_remedy
 
 # What the parser adds around the cause: each union it tried, and the whole configuration it was given.
 _BOILERPLATE = re.compile(
@@ -41,11 +39,12 @@ def explain(message: str, listing: str = "`--print_config`") -> str:
         if cause and not _BOILERPLATE.match(cause):
             causes.append(_plain(cause.removeprefix("- ")))
     given = _GIVEN.findall(message)
-    cause = with_missing_methods(_joined(list(dict.fromkeys(causes)) or [message], given), given)
+    cause = with_remedy(_joined(list(dict.fromkeys(causes)) or [message], given), given)
     place = ".".join(path)
+    advice = _suggestion(cause, place, listing)
     if place and "unrecognized arguments: --" in cause:
-        cause, place = cause.replace("unrecognized arguments: --", f"unrecognized arguments: --{place}."), ""
-    return f"{place}: {cause}{_suggestion(cause, listing)}".removeprefix(": ")
+        return cause.replace("unrecognized arguments: --", f"unrecognized arguments: --{place}.") + advice
+    return f"{place}: {cause}{advice}".removeprefix(": ")
 
 
 def _plain(cause: str) -> str:
@@ -71,7 +70,7 @@ def _joined(causes: list[str], given: list[str]) -> str:
     return f"expected {' or '.join(kinds)}{value}"
 
 
-def _suggestion(cause: str, listing: str) -> str:
+def _suggestion(cause: str, place: str, listing: str) -> str:
     if path := meant(cause):
         return f"; did you mean {path!r}?"
     unknown = _UNKNOWN.search(cause)
@@ -80,7 +79,11 @@ def _suggestion(cause: str, listing: str) -> str:
     name = next(group for group in unknown.groups() if group)
     # Any part of `--modle.tau` may be the wrong one.
     matches = [match for part in name.split(".") for match in _nearest(part)]
-    return f"; did you mean {matches[0]!r}?" if matches else f"; {listing} lists the options"
+    if matches:
+        return f"; did you mean {matches[0]!r}?"
+    if classes := takers(name, place):
+        return f"; it belongs to {' or '.join(classes)}: name the class as {place}.class_path"
+    return f"; {listing} lists the options"
 
 
 def _nearest(part: str) -> list[str]:
@@ -90,8 +93,8 @@ def _nearest(part: str) -> list[str]:
 
 def _option_names() -> set[str]:
     """Names of all arguments of the public classes, of the Trainer, and of the command line itself."""
-    classes = [L.Trainer, *(klqlit.__getattr__(name) for name in klqlit.__all__ if name != "__version__")]
-    names = {name for kind in classes for name in signature(kind.__init__).parameters}
+    classes = [L.Trainer, *public_classes().values()]
+    names = {name for kind in classes for name in argument_names(kind)}
     top = {
         "model",
         "data",
