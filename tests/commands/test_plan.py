@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, LlamaConfig
+from transformers import GPTNeoXConfig, LlamaConfig, MixtralConfig
 
 from builders import save, tiny_tokenizer
 from commands import training_peak
@@ -47,6 +47,23 @@ def llama(hidden, layers, heads, vocab):
     )
 
 
+def mixtral(hidden, layers, heads, vocab):
+    return MixtralConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        intermediate_size=2 * hidden,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        max_position_embeddings=1024,
+        sliding_window=None,
+        eos_token_id=0,
+        bos_token_id=None,
+    )
+
+
 SHAPES = {
     "a large vocabulary": (
         neox(256, 6, 8, 50304),
@@ -59,6 +76,10 @@ SHAPES = {
     "accumulation": (
         llama(384, 6, 6, 4096),
         {"prompt": 48, "response": 24, "rollouts": 64, "minibatches": 2, "accumulate": 2},
+    ),
+    "experts": (
+        mixtral(192, 4, 6, 4096),
+        {"prompt": 48, "response": 16, "rollouts": 48, "minibatches": 2, "accumulate": 1},
     ),
 }
 

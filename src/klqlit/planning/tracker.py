@@ -70,7 +70,7 @@ class Tracker(TorchDispatchMode):
         if _mutates(func) and not _hollow(args[0]):
             return args[0]  # a few numbers a token, kept beside: whatever is written there is not there
         with self._shapes:
-            out = func(*args, **kwargs)
+            out = _grouped_products(*args, **kwargs) if func is aten._grouped_mm.default else func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._count(leaf.untyped_storage())
@@ -109,7 +109,18 @@ class _Unread(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             return True
+        if func is aten._grouped_mm.default:
+            return _grouped_products(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _grouped_products(a: Tensor, b: Tensor, offs: Tensor | None = None, *others: Any, **options: Any) -> Tensor:
+    """What experts make of their tokens: PyTorch knows its shape in one type only.
+
+    Without a dimension of its own for groups, rows or columns lie one group after the other, up to `offs`.
+    """
+    groups = [offs.shape[0]] if a.ndim == b.ndim == 2 and offs is not None else [a.shape[0]] if a.ndim == b.ndim else []
+    return a.new_empty((*groups, a.shape[-2], b.shape[-1]))
 
 
 def _hollow(tree: Any) -> bool:
