@@ -20,6 +20,7 @@ LAYERS = [
         "disk",
         "redaction",
         "run_folder",
+        "run_lock",
         "hub",
         "allocator",
         "printable",

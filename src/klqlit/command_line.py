@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NoReturn, final
 
@@ -36,11 +37,13 @@ from klqlit.models.language_model import LanguageModel
 from klqlit.options.config_files import check_configs, prepare_parser
 from klqlit.options.errors import explain
 from klqlit.options.factories import check_factories
+from klqlit.ranks import is_first_process
 from klqlit.redaction import redacted
 from klqlit.resuming.checkpoint_checks import RestoreCheck, check_loops, check_weights, restoring
 from klqlit.resuming.checkpoint_files import check_contents, examine
 from klqlit.resuming.starting import AlreadyFinished, Resume, Start, begin, existing, flat
 from klqlit.run_folder import check_writable, checkpoint_folder, newest_checkpoint
+from klqlit.run_lock import locked
 
 TRAINER_DEFAULTS = {
     # Metrics and running statistics are in double precision, which Apple's MPS does not have.
@@ -76,8 +79,9 @@ class Parser(LightningArgumentParser):
 class CommandLine(LightningCLI):
     """Builds trainer, model and data from configuration files and options."""
 
-    def __init__(self, command: str, options: list[str]) -> None:
+    def __init__(self, command: str, options: list[str], held: ExitStack | None) -> None:
         self.command = command
+        self.held = held
         super().__init__(
             L.LightningModule,
             L.LightningDataModule,
@@ -129,6 +133,9 @@ class CommandLine(LightningCLI):
         if self.command in ("fit", "predict"):
             check_writable(run_dir)
         if self.command == "fit":
+            # Before it is read what is in the folder; the first rank alone writes there, or starts those who do.
+            if self.held is not None and is_first_process():
+                self.held.enter_context(locked(run_dir))
             self.options = flat(redacted(self.config.as_dict()))
             self.start = begin(self.options, run_dir=run_dir, ckpt_path=ckpt_path, resume=self.config["resume"])
         else:
@@ -175,14 +182,20 @@ def run(command: str, options: list[str]) -> int:
         The exit status: 0, or the one that a signal asks for.
 
     Raises:
-        ValueError: an option, file, model or row is unusable, or the disk is full.
+        ValueError: an option, file, model or row is unusable, another run is in the folder, or the disk is full.
     """
     quieten()
-    try:
-        cli = read(command, options)
-    except AlreadyFinished as finished:
-        rank_zero_info(str(finished))
-        return 0
+    with ExitStack() as held:
+        try:
+            cli = read(command, options, held)
+        except AlreadyFinished as finished:
+            rank_zero_info(str(finished))
+            return 0
+        return _carry_out(cli)
+
+
+def _carry_out(cli: CommandLine) -> int:
+    command = cli.command
     checkpoint = cli.start.checkpoint
     if checkpoint:
         check_contents(checkpoint, training=command == "fit")
@@ -214,11 +227,16 @@ def run(command: str, options: list[str]) -> int:
     return 0
 
 
-def read(command: str, options: list[str]) -> CommandLine:
+def read(command: str, options: list[str], held: ExitStack | None = None) -> CommandLine:
     """Parse the options, and build what they name.
 
+    Args:
+        command: what is to be done.
+        options: of the command line.
+        held: where the lock of a run's folder is put, to be given back when the run ends; by default there is none.
+
     Raises:
-        ValueError: an option or a file is unusable, or what it names cannot be built.
+        ValueError: an option or a file is unusable, what it names cannot be built, or another run is in the folder.
         AlreadyFinished: there is nothing left to do.
     """
     # LanguageModel is final, but a function may build one: `class_path: klqlit.models.scratch.new_language_model`.
@@ -226,7 +244,7 @@ def read(command: str, options: list[str]) -> CommandLine:
     prepare_parser()
     check_configs(options)
     try:
-        return CommandLine(command, options)
+        return CommandLine(command, options, held)
     except RecursionError as error:
         raise ValueError("the configuration refers to itself without end: look for `${...}` and anchors") from error
     except (ValueError, OmegaConfBaseException) as error:
