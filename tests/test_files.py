@@ -1,6 +1,8 @@
 """A reader meets the old file or the new one, and nothing between."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +30,21 @@ def test_half_a_surrogate_pair_comes_back(tmp_path):
     path = tmp_path / "row.json"
     replace_json(path, json.dumps({"a": "\ud83d"}, ensure_ascii=False))
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "\ud83d"}
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    path, seen = tmp_path / "row.json", []
+    flush, replace = os.fsync, Path.replace
+
+    def note_flush(descriptor):
+        seen.append(("flushed", os.fstat(descriptor).st_size))
+        flush(descriptor)
+
+    def note_replace(scratch, target):
+        seen.append(("replaced", target))
+        return replace(scratch, target)
+
+    monkeypatch.setattr(os, "fsync", note_flush)
+    monkeypatch.setattr(Path, "replace", note_replace)
+    replace_json(path, "{}\n")
+    assert seen == [("flushed", 3), ("replaced", path)]

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from klqlit.loggers import JSONLinesLogger, StepRows
 
 
@@ -32,6 +34,17 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a"')
     StepRows(path).append(2, [{"a": 5}])
     assert rows(path) == [{"step": 1, "a": 1}, {"step": 2, "a": 5}]
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b'{"step": 2, "a"', b"[2]", b"2", b'{"a": 2}', b'{"step": "2"}', b"\0" * 8, b"\xff"]
+)
+def test_spoilt_lines_are_left_out_and_counted(tmp_path, bad):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1, "a": 1}\n' + bad + b'\n{"step": 2, "a": "\xc3\xa9"}\n')
+    with pytest.warns(UserWarning, match=r"1 of 3 lines of .*rows\.jsonl cannot be read and are left out"):
+        StepRows(path).append(3, [{"a": 5}])
+    assert rows(path) == [{"step": 1, "a": 1}, {"step": 2, "a": "é"}, {"step": 3, "a": 5}]
 
 
 def test_the_logger_writes_metrics(tmp_path):

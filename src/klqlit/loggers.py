@@ -7,6 +7,7 @@ from typing import Any, final
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 
 from klqlit.files import replace_json
 
@@ -15,7 +16,8 @@ from klqlit.files import replace_json
 class StepRows:
     """A file of ``{"step": ..., ...}`` lines that only grows.
 
-    A run that continues from a checkpoint first drops the rows of steps it takes again, so that none stands twice.
+    A run that continues from a checkpoint first drops the rows of steps it takes again, so that none stands twice, and
+    lines that a crash or a disk has spoilt.
 
     Args:
         path: the file.
@@ -34,14 +36,28 @@ class StepRows:
             file.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
 
     def _drop_from(self, step: int) -> None:
-        kept = [line for line in self._lines() if json.loads(line)["step"] < step]
+        lines = self._lines()
+        steps = [_step_of(line) for line in lines]
+        if spoilt := steps.count(None):
+            rank_zero_warn(f"{spoilt} of {len(lines)} lines of {self.path} cannot be read and are left out")
+        kept = [line for line, at in zip(lines, steps, strict=True) if at is not None and at < step]
         replace_json(self.path, "".join(line + "\n" for line in kept))
 
     def _lines(self) -> list[str]:
         if not self.path.exists():
             return []
         # What follows the last line end was torn off by a crash.
-        return self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]
+
+
+def _step_of(line: str) -> int | float | None:
+    """The step of a row; None where the line is no row."""
+    try:
+        line.encode()  # fails where the bytes were no UTF-8
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int | float) and not isinstance(step, bool) else None
 
 
 @final

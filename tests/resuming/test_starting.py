@@ -89,6 +89,15 @@ def test_a_run_that_was_not_exported_is_not_finished(run_dir):
     assert start(run_dir).step == 12
 
 
+@pytest.mark.parametrize("torn", ["", '{"state": "fini', "[]"])
+def test_a_run_whose_record_is_torn_is_not_finished(run_dir, torn):
+    save(run_dir / "checkpoints", 12)
+    finish(run_dir)
+    (run_dir / "run.json").write_text(torn)
+    with pytest.warns(UserWarning, match=r"run\.json cannot be read and counts as none"):
+        assert start(run_dir).step == 12
+
+
 @pytest.mark.parametrize(
     ("old", "new", "later"),
     [

@@ -12,6 +12,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import lightning as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_warn
 
 from klqlit.files import replace_json
 from klqlit.redaction import hide
@@ -68,7 +69,7 @@ class RunRecord(L.Callback):
             reason = hide(f"{type(exception).__name__}: {exception}")
             # On a full disk the record stays as it is, and the exception is what the user must see.
             with suppress(OSError):
-                write(trainer, state="stopped", starts=read(trainer)["starts"], reason=reason)
+                write(trainer, state="stopped", starts=read(trainer).get("starts", []), reason=reason)
 
 
 def versions() -> dict[str, str]:
@@ -94,5 +95,27 @@ def write(trainer: L.Trainer, *, state: str, starts: list[dict[str, Any]], reaso
 
 def read(trainer: L.Trainer) -> dict[str, Any]:
     """The record so far."""
-    path = Path(trainer.default_root_dir) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_record(trainer.default_root_dir)
+
+
+def read_record(run_dir: str) -> dict[str, Any]:
+    """The record in a run's folder. One that cannot be read, torn by a crash perhaps, counts as none."""
+    path = Path(run_dir) / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not _is_record(record):
+        rank_zero_warn(f"{path} cannot be read and counts as none")
+        return {}
+    return record
+
+
+def _is_record(value: Any) -> bool:
+    """Whether it holds what is read of a record."""
+    if not isinstance(value, dict) or not isinstance(value.get("state", ""), str):
+        return False
+    starts = value.get("starts", [])
+    return isinstance(starts, list) and all(isinstance(start, dict) and "step" in start for start in starts)

@@ -1,6 +1,5 @@
 """What starting in a run's folder means: begin, go on, or nothing left to do."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from klqlit.callbacks.options_record import OptionsRecord
+from klqlit.callbacks.run_record import read_record
 from klqlit.resuming.checkpoint_files import examine
 from klqlit.run_folder import META, checkpoint_folder, fault_of, newest_checkpoint, step_of
 
@@ -123,8 +123,7 @@ def differences(saved: Mapping[str, str], present: Mapping[str, str]) -> dict[st
 
 def is_finished(run_dir: str) -> bool:
     """Whether the run's record says so and its exported model is there."""
-    record, model = Path(run_dir) / "run.json", Path(run_dir) / "model"
-    return record.is_file() and model.is_dir() and json.loads(record.read_text("utf-8"))["state"] == "finished"
+    return (Path(run_dir) / "model").is_dir() and read_record(run_dir).get("state") == "finished"
 
 
 def is_later(options: Mapping[str, str], saved: Mapping[str, str], name: str) -> bool:
