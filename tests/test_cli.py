@@ -202,6 +202,22 @@ def test_a_run_of_no_steps_says_that_nothing_was_trained(config, caplog, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_fast_dev_run_leaves_nothing_behind(config, tmp_path):
+    """Else the run itself would be taken for finished."""
+    run_dir = tmp_path / "runs" / "run"
+    options = ["fit", f"--config={config}", f"--run_dir={run_dir}", "--trainer.max_epochs=1"]
+    assert main([*options, "--trainer.fast_dev_run=true"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert main(options) == 0
+    assert json.loads((run_dir / "run.json").read_text())["starts"][0]["step"] == 0
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    assert main([*options, "--trainer.fast_dev_run=true", "--trainer.max_epochs=2"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()} == {
+        path: time for path, time in before.items() if path.is_file()
+    }
+
+
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(config, tmp_path):
     for name in ("a", "b"):
         assert main(["fit", f"--config={config}", f"--run_dir={tmp_path / name}"]) == 0

@@ -82,6 +82,14 @@ def test_a_finished_run_goes_on_when_it_gets_longer(run_dir, end):
     assert start(run_dir, **{"trainer.max_epochs": end}).step == 12
 
 
+def test_a_run_that_time_has_ended_goes_on_with_more_of_it(run_dir):
+    save(run_dir / "checkpoints", 12, OPTIONS | {"trainer.max_time": "00:01:00"})
+    finish(run_dir)
+    with pytest.raises(AlreadyFinished, match=r"Raise trainer\.max_epochs, trainer\.max_steps or trainer\.max_time"):
+        start(run_dir, **{"trainer.max_time": "00:01:00"})
+    assert start(run_dir, **{"trainer.max_time": "00:02:00"}).step == 12
+
+
 def test_a_run_that_was_not_exported_is_not_finished(run_dir):
     save(run_dir / "checkpoints", 12)
     finish(run_dir)

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
+from klqlit.callbacks.fast_dev_run import is_fast_dev_run
 from klqlit.run_folder import (
     checkpoint_path,
     checkpoints,
@@ -38,6 +39,7 @@ class Checkpoints(Checkpoint):
     without a gap and without a row twice.
 
     The end of a phase or epoch counts as reached when its validation is over. Training that ends saves its last step.
+    With the trainer's `fast_dev_run` the folder is left as it is.
 
     Args:
         directory: where the checkpoints are.
@@ -85,7 +87,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step, self._time = trainer.global_step, time.monotonic()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not is_fast_dev_run(trainer):
             remove_pending(self.directory)
             set_later_aside(self.directory, trainer.global_step)
         trainer.strategy.barrier("klqlit.checkpoints")
@@ -131,7 +133,7 @@ class Checkpoints(Checkpoint):
         """
         path = checkpoint_path(self.directory, trainer.global_step)
         began_here = trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == path.resolve()
-        if path == self._saved or began_here:
+        if path == self._saved or began_here or is_fast_dev_run(trainer):
             return
         pending = pending_path(path)
         cause = self._write(trainer, pending)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from klqlit.algorithms.base import RLHFModule
 from klqlit.algorithms.comparison import Comparison
+from klqlit.callbacks.fast_dev_run import is_fast_dev_run
 from klqlit.functional import q_values
 from klqlit.loggers import StepRows
 from klqlit.rollout.gathering import concatenate, gather, to_cpu
@@ -69,7 +70,7 @@ class CriticRecord(L.Callback):
         assert isinstance(pl_module, RLHFModule)
         rollout = gather(concatenate(self._parts))
         self._parts = []
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not is_fast_dev_run(trainer):
             rollout, experience = pl_module.as_collected(rollout)
             returns = pl_module.realised_returns(rollout)
             tau = pl_module.kl_coefficient

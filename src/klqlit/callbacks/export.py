@@ -6,6 +6,8 @@ from typing import Protocol, final, runtime_checkable
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from klqlit.callbacks.fast_dev_run import is_fast_dev_run
+
 
 @runtime_checkable
 class Exportable(Protocol):
@@ -17,7 +19,7 @@ class Exportable(Protocol):
 
 @final
 class Export(L.Callback):
-    """Exports the trained model as a Hugging Face directory when fit ends.
+    """Exports the trained model as a Hugging Face directory when fit ends, unless it was the trainer's `fast_dev_run`.
 
     Args:
         dirname: name of the directory, below the trainer's `default_root_dir`.
@@ -33,6 +35,8 @@ class Export(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Also where the run was finished before and nothing was left to train: a crash may have come before the export.
         assert isinstance(pl_module, Exportable)
+        if is_fast_dev_run(trainer):
+            return
         directory = Path(trainer.default_root_dir) / self.dirname
         pl_module.export(str(directory))
         if trainer.global_step == 0:

@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities import rank_zero_warn
 
+from klqlit.callbacks.fast_dev_run import is_fast_dev_run
 from klqlit.files import replace_json
 from klqlit.redaction import hide
 from klqlit.version import __version__
@@ -34,7 +35,7 @@ class RunRecord(L.Callback):
     """Writes ``run.json`` into the run's folder: each start with versions and device, and the state of the run.
 
     The state is "running" until fit ends ("finished"), or an exception or a callback ends it early ("stopped"); a run
-    that was killed stays "running".
+    that was killed stays "running". With the trainer's `fast_dev_run` there is no record.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,8 @@ class RunRecord(L.Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if is_fast_dev_run(trainer):
+            return
         steps = trainer.estimated_stepping_batches
         start = {
             "time": now(),
@@ -57,6 +60,8 @@ class RunRecord(L.Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if is_fast_dev_run(trainer):
+            return
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # a connector sets it
         reasons = [c.end_reason for c in callbacks if isinstance(c, EndsRuns) and c.end_reason]
         state, reason = ("stopped", "; ".join(reasons)) if reasons else ("finished", None)

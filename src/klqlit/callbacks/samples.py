@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from klqlit.algorithms.comparison import Comparison
+from klqlit.callbacks.fast_dev_run import is_fast_dev_run
 from klqlit.loggers import StepRows
 from klqlit.printable import printable
 
@@ -53,7 +54,7 @@ class SampleTable(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self._samples or not trainer.is_global_zero:
             return
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and not is_fast_dev_run(trainer):
             self._keep(trainer)
         if self.console:
             Console().print(as_table(self._samples, f"samples at step {trainer.global_step}"))

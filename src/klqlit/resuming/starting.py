@@ -156,7 +156,7 @@ def _tell(checkpoint: str, changed: Mapping[str, tuple[str, str]]) -> None:
 def _finished(run_dir: str, checkpoint: str, changed: Mapping[str, tuple[str, str]]) -> str:
     message = (
         f"the run in {run_dir} is finished ({Path(checkpoint).stem.replace('-', ' ')}): nothing is left to do. Raise "
-        "trainer.max_epochs or trainer.max_steps to go on, or choose another run_dir"
+        "trainer.max_epochs, trainer.max_steps or trainer.max_time to go on, or choose another run_dir"
     )
     if changed:
         message += ". Without effect are the changed options:\n" + "\n".join(_lines(changed))
