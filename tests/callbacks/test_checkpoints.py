@@ -68,6 +68,16 @@ def test_when_a_checkpoint_is_saved(fit, options, trainer, steps):
     assert fit(trainer=trainer, **options) == steps
 
 
+def test_a_second_trainer_saves_as_the_first_did(quitter_dir, tmp_path):
+    """As in a notebook, where the same callback is given to the next trainer."""
+    checkpoints = Checkpoints(str(tmp_path / "c"))
+    for expected in (["step-4.ckpt"], ["step-4.ckpt", "step-4.ckpt.aside"]):
+        trainer = make_trainer(tmp_path, checkpoints, enable_checkpointing=True, max_epochs=1)
+        trainer.fit(make_module(quitter_dir), make_data())
+        assert sorted(path.name for path in (tmp_path / "c").iterdir()) == expected
+        assert checkpoints.newest == tmp_path / "c" / "step-4.ckpt"
+
+
 @final
 class EndAfter(L.Callback):
     """As a time limit does, in the middle of a phase."""

@@ -87,6 +87,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step, self._time = trainer.global_step, time.monotonic()
+        self._saved, self._is_pending = None, False  # what another trainer saved may be put aside now
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             remove_pending(self.directory)
             set_later_aside(self.directory, trainer.global_step)
