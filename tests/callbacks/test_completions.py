@@ -9,7 +9,7 @@ import torch
 from klqlit.algorithms.comparison import Scored
 from klqlit.callbacks.completions import CompletionWriter, as_rows, interleave
 from klqlit.judges.matching import prompt_id, read_completions
-from runs import make_completions, make_sequences, make_trainer
+from runs import make_completions, make_data, make_module, make_sequences, make_trainer
 
 
 def scored(**columns):
@@ -52,6 +52,15 @@ def test_what_is_written_is_read_again_but_for_half_a_surrogate_pair(tmp_path):
     assert (second.text, second.ended, second.columns["cut"]) == ("", False, "ü")
     assert [file.name for file in path.parent.iterdir()] == ["completions.jsonl"]
     assert json.loads(path.read_text().splitlines()[0])["id"] == prompt_id("p")
+
+
+def test_a_second_predict_writes_its_own_rows_alone(quitter_dir, tmp_path):
+    path = tmp_path / "completions.jsonl"
+    trainer = make_trainer(tmp_path, CompletionWriter(str(path)))
+    module, data = make_module(quitter_dir), make_data()
+    for _ in range(2):
+        trainer.predict(module, data)
+        assert [row.prompt for row in read_completions(path)] == ["Why?", "How much is it?", "Who?"]
 
 
 def test_ranks_are_put_back_in_order():

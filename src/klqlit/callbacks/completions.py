@@ -24,6 +24,9 @@ class CompletionWriter(L.Callback):
         self.path = Path(path)
         self._rows: list[dict[str, Any]] = []
 
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._rows = []
+
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
