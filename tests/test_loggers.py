@@ -5,6 +5,7 @@ import json
 import pytest
 
 from klqlit.loggers import JSONLinesLogger, StepRows
+from runs import make_data, make_module, make_trainer
 
 
 def rows(path):
@@ -51,3 +52,27 @@ def test_the_logger_writes_metrics(tmp_path):
     logger = JSONLinesLogger(str(tmp_path / "metrics.jsonl"))
     logger.log_metrics({"loss": 0.5}, step=7)
     assert rows(tmp_path / "metrics.jsonl") == [{"step": 7, "loss": 0.5}]
+
+
+def test_a_fit_that_goes_on_drops_the_rows_of_steps_it_takes_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "a": 1}\n{"step": 1, "a": 1}\n{"step": 2, "a": 1}\n')
+    logger = JSONLinesLogger(str(path), purge_step=1)
+    for step in (1, 2):
+        logger.log_metrics({"a": 2.0}, step=step)
+    assert rows(path) == [{"step": 0, "a": 1}, {"step": 1, "a": 2}, {"step": 2, "a": 2}]
+
+
+def test_a_validation_after_a_fit_keeps_its_rows(quitter_dir, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    module, data = make_module(quitter_dir), make_data()
+
+    def trainer():
+        return make_trainer(tmp_path, logger=JSONLinesLogger(str(path)), log_every_n_steps=1, limit_val_batches=1.0)
+
+    trainer().fit(module, data)
+    fitted = rows(path)
+    assert fitted
+    trainer().validate(module, data)
+    assert rows(path)[: len(fitted)] == fitted
+    assert [row["step"] for row in rows(path)[len(fitted) :]] == [0]

@@ -163,7 +163,7 @@ class CommandLine(LightningCLI):
         loggers = [
             # What an earlier start logged of the steps that are taken again is not shown twice.
             TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=self.start.step),
-            JSONLinesLogger(f"{run_dir}/metrics.jsonl"),
+            JSONLinesLogger(f"{run_dir}/metrics.jsonl", purge_step=self.start.step),
         ]
         return super().instantiate_trainer(
             callbacks=[*(configured["callbacks"] or []), *extra],

@@ -1,6 +1,7 @@
 """Metrics as JSON lines: easy to read from a script, and safe to continue."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, final
@@ -21,21 +22,23 @@ class StepRows:
 
     Args:
         path: the file.
+        purge_step: rows of this step and later ones are dropped; by default those of the first step that is added.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, purge_step: int | float | None = None) -> None:
         self.path = path
+        self.purge_step = purge_step
         self._continued = False
 
     def append(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows of a step."""
         if not self._continued:
-            self._drop_from(step)
+            self._drop_from(step if self.purge_step is None else self.purge_step)
             self._continued = True
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step} | row, ensure_ascii=False) + "\n" for row in rows)
 
-    def _drop_from(self, step: int) -> None:
+    def _drop_from(self, step: int | float) -> None:
         lines = self._lines()
         steps = [_step_of(line) for line in lines]
         if spoilt := steps.count(None):
@@ -66,11 +69,13 @@ class JSONLinesLogger(Logger):
 
     Args:
         path: the file.
+        purge_step: where a fit goes on from, as in Lightning's TensorBoardLogger: rows of this step and later ones are
+            dropped, since they come again. By default all are kept: a validation may begin at step 0 too.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, purge_step: int | None = None) -> None:
         super().__init__()
-        self._rows = StepRows(Path(path))
+        self._rows = StepRows(Path(path), math.inf if purge_step is None else purge_step)
 
     @property
     def name(self) -> str:
