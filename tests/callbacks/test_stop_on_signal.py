@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 from typing import final
 
 import lightning as L
@@ -124,8 +125,24 @@ def test_after_the_run_signals_do_what_they_did(fit):
     assert [signal.getsignal(each) for each in SIGNALS] == before
     with pytest.raises(Stopped):
         fit(Send(signal.SIGTERM, batch=1))
+    assert [signal.getsignal(each) for each in SIGNALS] == before
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("end", [{}, {"batch": 1}, {"hook": "setup"}])
+def test_the_callers_handlers_are_back_however_a_run_ends(fit, end):
+    received = []
+    before = [signal.signal(each, lambda number, frame: received.append(number)) for each in SIGNALS]
+    try:
+        with nullcontext() if not end else pytest.raises(Stopped):
+            fit(Send(*[signal.SIGUSR1] if end else [], **end))
+        for each in SIGNALS:
+            os.kill(os.getpid(), each)
+        assert received == [*SIGNALS]
+    finally:
+        for each, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(each, handler)
 
 
 def test_a_second_ctrl_c_stops_at_once(fit, tmp_path):

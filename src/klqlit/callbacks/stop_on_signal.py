@@ -40,7 +40,7 @@ class StopOnSignal(L.Callback):
     ends the program at once, where the last checkpoint left it. SIGUSR1 is meant for "time is nearly up".
 
     Lightning's own handling of SIGTERM and of SLURM's signals, which saves or communicates within the handler, is
-    replaced while the run lasts.
+    replaced while the run lasts; then the caller's handlers are back, however the run ended.
 
     Args:
         checkpoints: saves.
@@ -87,10 +87,10 @@ class StopOnSignal(L.Callback):
         self._stop_if_saved(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._uninstall()
+        self._uninstall(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._uninstall()
+        self._uninstall(trainer)
 
     def _save_if_told(self, trainer: L.Trainer) -> None:
         if self._agreed is None and (received := self._agree(trainer)) is not None:
@@ -119,11 +119,6 @@ class StopOnSignal(L.Callback):
         return signal.Signals(highest) if highest else None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._before:
-            # Lightning may have put this handler back after the run.
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         if number == signal.SIGINT:
             if self._received == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -136,7 +131,10 @@ class StopOnSignal(L.Callback):
         for number in self._before:
             signal.signal(number, self._handle)
 
-    def _uninstall(self) -> None:
+    def _uninstall(self, trainer: L.Trainer) -> None:
+        if self._before:
+            # Lightning's comes after `on_exception`, and would put back what it found: this callback's own handlers.
+            trainer._signal_connector.teardown()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
