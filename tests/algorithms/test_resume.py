@@ -11,8 +11,10 @@ from klqlit.algorithms.ppo import PPO, AdaptiveKL
 from klqlit.algorithms.schedules import LinearSchedule
 from klqlit.data.online import flatten
 from klqlit.models.critic import SharedCritic
+from klqlit.models.policy import LanguagePolicy
+from klqlit.rewards.function import FunctionReward
 from klqlit.rewards.shaping import RewardShaping
-from runs import Watch, make_data, make_module, make_trainer, weights
+from runs import Watch, make_data, make_module, make_trainer, vowels, weights
 
 FULL = {"lr": 1e-3, "critic_lr": 1e-2, "warmup_steps": 3, "decay": "linear"}
 
@@ -91,6 +93,14 @@ def test_frozen_parts_are_absent_from_the_checkpoint_and_restored_all_the_same(w
     assert not kept & {"reference", "reward", "gold"}
     assert {"policy", "critic"} <= kept
     assert any(name.startswith("reference.") for name in watch.weights[0])
+
+
+def test_a_checkpoint_is_loaded_without_a_trainer(whole, quitter_dir):
+    algorithm, steps, watch, _ = whole
+    options = {"critic": SharedCritic} if algorithm is PPO else {}
+    parts = {"policy": LanguagePolicy(quitter_dir), "reward": FunctionReward(vowels), **options}
+    loaded = algorithm.load_from_checkpoint(steps / "step=6.ckpt", weights_only=True, **parts)
+    assert same(weights(loaded), watch.weights[5])
 
 
 def test_a_run_stopped_by_its_steps_goes_on_when_it_gets_more(quitter_dir, tmp_path):

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders import tiny_language_model, tiny_tokenizer
 from finetuning.runs import STAGES, fit, gradients, new_module, source
 from klqlit.algorithms.divergence import Divergence
 from klqlit.data.supervised import CompletionDataModule
+from klqlit.models.language_model import LanguageModel
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -71,3 +73,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         module.model.get_output_embeddings().weight[0] = torch.nan
     with pytest.raises(Divergence, match="the loss became nan at optimizer step 0"):
         fit(module, CompletionDataModule(source(tmp_path), batch_size=4), tmp_path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_is_loaded_without_a_trainer(tmp_path, stage):
+    trained = new_module(stage, lr=1e-2)
+    fit(trained, STAGES[stage][1](source(tmp_path)), tmp_path).save_checkpoint(tmp_path / "at.ckpt")
+    tokenizer = tiny_tokenizer(pad_token="<eos>")
+    start = LanguageModel.of(tiny_language_model("gpt_neox", tokenizer), tokenizer)
+    loaded = STAGES[stage][0].load_from_checkpoint(tmp_path / "at.ckpt", weights_only=True, model=start)
+    torch.testing.assert_close(loaded.state_dict(), trained.state_dict(), rtol=0, atol=0)

@@ -178,13 +178,17 @@ def shard_models(module: L.LightningModule, models: Iterable[nn.Module]) -> None
     """Split a module's models where the trainer's strategy is `FullySharded`: for `configure_model`.
 
     Args:
-        module: within a trainer.
+        module: within a trainer; without one, as `load_from_checkpoint` makes it, it stays whole.
         models: all that is trained is in them. Each is called, a policy also decodes; nothing else is used of them.
 
     Raises:
         ValueError: the strategy would leave models whole that it expects to be split, or a policy is no transformer.
     """
-    strategy, models = module.trainer.strategy, list(models)
+    try:
+        strategy = module.trainer.strategy
+    except RuntimeError:  # Lightning's way to say that there is no trainer
+        return
+    models = list(models)
     if isinstance(strategy, FullySharded):
         for model in models:
             if isinstance(model, Policy) and not transformers_in(model):
