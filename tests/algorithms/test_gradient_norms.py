@@ -20,6 +20,13 @@ def test_each_group_has_its_own_norm():
     assert gradient_norms(optimizer) == {"policy": 2.0, "critic": 5.0}
 
 
+def test_a_group_without_a_name_is_called_by_its_place():
+    named, nameless = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [named], "name": "policy"}, {"params": [nameless]}])
+    named.grad, nameless.grad = torch.tensor([0.0, -2.0]), torch.tensor([3.0, 4.0])
+    assert gradient_norms(optimizer) == {"policy": 2.0, "group 1": 5.0}
+
+
 def test_without_gradients_the_norm_is_zero():
     assert total_norm([]) == 0.0
 

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.tuner import Tuner
 
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
@@ -151,3 +153,58 @@ def test_unchanged_options_leave_the_checkpoints_as_they_are(resumed, caplog):
     rates, _ = resumed()
     assert rates[0] == pytest.approx([1e-3 * 5 / 6, 2e-3 * 5 / 6])
     assert "from here on" not in caplog.text
+
+
+# An optimizer that is not ours ------------------------------------------------------------------------------------
+
+
+def by_lambda(optimizer):
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+
+
+def by_cosine(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
+
+
+@pytest.mark.parametrize("schedule", [None, by_lambda, by_cosine])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_users_own_optimizer_keeps_its_options_on_resume_too(quitter_dir, tmp_path, kind, schedule):
+    def fit(phases, **start):
+        watch, module = Watch(), make_module(quitter_dir)
+        optimizer = kind(module.policy.parameters(), lr=1e-5, weight_decay=0.2)
+        schedules = [] if schedule is None else [{"scheduler": schedule(optimizer), "interval": "step"}]
+        module.configure_optimizers = lambda: ([optimizer], schedules)
+        trainer = make_trainer(tmp_path, watch, max_epochs=phases)
+        trainer.fit(module, make_data(), **start)
+        trainer.save_checkpoint(tmp_path / "at.ckpt")
+        assert optimizer.param_groups[0]["weight_decay"] == 0.2
+        return watch
+
+    whole = fit(2)
+    fit(1)
+    again = fit(2, ckpt_path=tmp_path / "at.ckpt", weights_only=True)
+    assert whole.rates[0] == [5e-6 if schedule is by_lambda else 1e-5]
+    assert again.rates == whole.rates[4:]
+    assert whole.metrics[0]["train/group 0_grad_norm"] > 0
+
+
+def test_a_search_for_a_learning_rate_sets_the_rates(quitter_dir, tmp_path):
+    search = {"min_lr": 1e-6, "max_lr": 1e-2, "num_training": 8, "update_attr": False}
+    found = Tuner(make_trainer(tmp_path)).lr_find(make_module(quitter_dir), datamodule=make_data(), **search)
+    rates = found.results["lr"]
+    assert rates == sorted(set(rates))
+    assert (rates[0], rates[-1]) == pytest.approx((1e-6, 1e-2))
+
+
+def test_averaged_weights_keep_their_rate_on_resume(quitter_dir, tmp_path):
+    def fit(phases, **start):
+        watch = Watch()
+        averaging = StochasticWeightAveraging(swa_lrs=1e-4, swa_epoch_start=1, annealing_epochs=1)
+        trainer = make_trainer(tmp_path, watch, averaging, max_epochs=phases)
+        trainer.fit(make_module(quitter_dir), make_data(), **start)
+        trainer.save_checkpoint(tmp_path / "at.ckpt")
+        return watch.rates
+
+    whole = fit(3)
+    fit(2)
+    assert fit(3, ckpt_path=tmp_path / "at.ckpt", weights_only=True) == whole[8:]

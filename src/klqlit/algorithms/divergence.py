@@ -58,11 +58,15 @@ class Evaluated:
 
 
 def gradient_norms(optimizer: Optimizer) -> dict[str, float]:
-    """Norm of the gradient of each parameter group, by the group's name; of all ranks once they are reduced."""
+    """Norm of the gradient of each parameter group, by the group's name; of all ranks once they are reduced.
+
+    A group of a user's own optimizer that has no name is called by its place, such as "group 0".
+    """
     groups = optimizer.param_groups
     norms = [_total_norm([p.grad for p in group["params"] if p.grad is not None]) for group in groups]
     # All are asked for before the first is waited for.
-    return {group["name"]: float(norm) for group, norm in zip(groups, norms, strict=True)}
+    names = [group.get("name", f"group {i}") for i, group in enumerate(groups)]
+    return {name: float(norm) for name, norm in zip(names, norms, strict=True)}
 
 
 def clip_gradients(optimizer: Optimizer, limit: int | float, algorithm: str | None, norm: float) -> None:

@@ -80,7 +80,7 @@ class Optimization:
             groups.append({"params": own, "lr": self.critic_lr, "name": "critic"})
             schedules.append(lambda step: self._factor(step, total_steps))
         optimizer = AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)
-        scheduler = LambdaLR(optimizer, schedules)
+        scheduler = OwnSchedule(optimizer, schedules)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def use_present(self, trainer: L.Trainer) -> None:
@@ -96,27 +96,37 @@ class Optimization:
         return warmup * max(1 - step / total_steps, 0.0)
 
 
+@final
+class OwnSchedule(LambdaLR):
+    """A schedule that was built of options here: its class tells it, and its optimizer, from what a user brings."""
+
+
 def use_present_options(trainer: L.Trainer, present: Mapping[str, dict[str, Any]]) -> None:
     """Let present options win over those that came with an optimizer's state, as all other options do.
 
     A run that diverged is to go on at a lower rate. Where nothing was changed the state stays as it is, bit for bit.
+    An optimizer without an `OwnSchedule` has no options here: a user built it, or a callback took over its rate.
 
     Args:
-        trainer: with one optimizer and its schedule, in the state of a checkpoint or as they were built.
+        trainer: with its optimizer and schedule in the state of a checkpoint or as they were built.
         present: by the name of each group of weights, in their order, the options to be in force; ``lr`` is the rate
             before the schedule.
     """
-    optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
-    assert isinstance(scheduler, LambdaLR)
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, OwnSchedule):
+            _use(config.scheduler, present)
+
+
+def _use(schedule: OwnSchedule, present: Mapping[str, dict[str, Any]]) -> None:
     # A critic that has no weights of its own has no group.
-    for i, (group, (name, options)) in enumerate(zip(optimizer.param_groups, present.items(), strict=False)):
+    for i, (group, (name, options)) in enumerate(zip(schedule.optimizer.param_groups, present.items(), strict=False)):
         for option, value in options.items():
-            saved = scheduler.base_lrs[i] if option == "lr" else group[option]
+            saved = schedule.base_lrs[i] if option == "lr" else group[option]
             if saved == value:
                 continue
             rank_zero_info(f"the {name}'s {option} is {value} from here on; it was {saved}")
             if option == "lr":
                 group["lr"] *= value / saved
-                group["initial_lr"] = scheduler.base_lrs[i] = value
+                group["initial_lr"] = schedule.base_lrs[i] = value
             else:
                 group[option] = value

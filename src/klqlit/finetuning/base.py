@@ -6,12 +6,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from klqlit.algorithms.checks import check_trained_dtypes
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Divergence, broken_parts, first_trouble, total_norm
-from klqlit.algorithms.optimization import use_present_options
+from klqlit.algorithms.optimization import OwnSchedule, use_present_options
 from klqlit.data.batching import shard
 from klqlit.functional.checks import check_choice, check_not_negative, check_positive
 from klqlit.metrics.means import Means
@@ -125,7 +124,7 @@ class Finetuning(ClipsByKnownNorm, ABC):
         total = float(self.trainer.estimated_stepping_batches)
         if self._decay == "cosine" and math.isinf(total):
             raise ValueError("decay='cosine' needs an end: set trainer.max_epochs or trainer.max_steps")
-        scheduler = LambdaLR(optimizer, lambda step: self._factor(step, total))
+        scheduler = OwnSchedule(optimizer, lambda step: self._factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
