@@ -148,6 +148,26 @@ def test_options_given_on_resume_win_over_the_checkpoints(resumed, caplog):
     assert "the critic's lr" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "factors"),
+    [
+        # The run of one phase is given a second: step 4 of 8.
+        ({"decay": "linear"}, {"decay": "linear"}, [4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ({"decay": "linear"}, {"decay": "constant"}, [1.0] * 4),
+        ({"critic_warmup_steps": 100}, {}, [1.0] * 4),
+        ({"warmup_steps": 9}, {"warmup_steps": 5, "lr": 0.02}, [10 / 6, 2.0, 2.0, 2.0]),
+    ],
+)
+def test_another_schedule_on_resume_holds_from_the_first_step_on(quitter_dir, tmp_path, before, after, factors):
+    first = make_trainer(tmp_path, max_epochs=1)
+    first.fit(make_module(quitter_dir, optimization=Optimization(lr=0.01, **before)), make_data())
+    first.save_checkpoint(tmp_path / "at.ckpt")
+    watch, module = Watch(), make_module(quitter_dir, optimization=Optimization(**({"lr": 0.01} | after)))
+    again = {"ckpt_path": tmp_path / "at.ckpt", "weights_only": True}
+    make_trainer(tmp_path, watch, max_epochs=2).fit(module, make_data(), **again)
+    assert [rates[0] for rates in watch.rates] == pytest.approx([0.01 * factor for factor in factors])
+
+
 def test_unchanged_options_leave_the_checkpoints_as_they_are(resumed, caplog):
     caplog.set_level("INFO")
     rates, _ = resumed()

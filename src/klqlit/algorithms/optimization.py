@@ -126,7 +126,8 @@ def _use(schedule: OwnSchedule, present: Mapping[str, dict[str, Any]]) -> None:
                 continue
             rank_zero_info(f"the {name}'s {option} is {value} from here on; it was {saved}")
             if option == "lr":
-                group["lr"] *= value / saved
                 group["initial_lr"] = schedule.base_lrs[i] = value
             else:
                 group[option] = value
+        # What came with the state is the old schedule's rate, and the next step would still be taken at it.
+        group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
