@@ -5,6 +5,7 @@ from typing import final
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
@@ -187,6 +188,34 @@ def test_numbers_that_do_not_fit_are_refused(options, message):
 def test_micro_batches_that_do_not_divide_are_refused(quitter_dir, tmp_path):
     with pytest.raises(ValueError, match=r"a minibatch of 4 rows .* trainer\.accumulate_grad_batches=3"):
         make_trainer(tmp_path, accumulate_grad_batches=3).fit(make_module(quitter_dir), make_data())
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(3, 3), (0.4, 3), (0.9, 7)])
+def test_an_epoch_that_would_end_within_a_step_is_refused(fit, limit, batches):
+    message = (
+        rf"trainer\.limit_train_batches={limit} ends an epoch after {batches} micro-batches, .* multiple of "
+        r"trainer\.accumulate_grad_batches=2"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(trainer={"limit_train_batches": limit, "accumulate_grad_batches": 2})
+
+
+@pytest.mark.parametrize("limit", [4, 9, 0.5, 1.0])
+def test_an_epoch_that_ends_between_two_steps_is_taken(fit, limit):
+    _, watch, _ = fit(phases=1, trainer={"limit_train_batches": limit, "accumulate_grad_batches": 2})
+    assert len(watch.batches) == (4 if limit in (4, 0.5) else 8)
+
+
+def test_a_trial_run_may_end_within_a_step(fit):
+    _, watch, _ = fit(trainer={"fast_dev_run": 1, "accumulate_grad_batches": 2})
+    assert len(watch.batches) == 1
+
+
+@pytest.mark.parametrize("scheduling", [{0: 1, 1: 3}, {0: 2}])
+def test_micro_batches_that_change_during_a_run_are_refused(quitter_dir, tmp_path, scheduling):
+    trainer = make_trainer(tmp_path, GradientAccumulationScheduler(scheduling))
+    with pytest.raises(ValueError, match=r"GradientAccumulationScheduler .* trainer\.accumulate_grad_batches"):
+        trainer.fit(make_module(quitter_dir), make_data())
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

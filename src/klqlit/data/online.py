@@ -7,6 +7,7 @@ from typing import Any, final
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from klqlit.data.batching import Batches, check_unchanged, split
@@ -104,6 +105,7 @@ class OnlineDataModule(L.LightningDataModule):
             )
         if stage == "fit":
             self._check_split()
+            self._check_whole_steps()
 
     def train_dataloader(self) -> Batches:
         # Sized, since Lightning prefetches one batch from a loader of unknown length: one sampled an update too early.
@@ -281,6 +283,22 @@ class OnlineDataModule(L.LightningDataModule):
                 f"a minibatch of {size} rows (data.rollouts / data.minibatches) cannot be split evenly over "
                 f"{self._world_size} ranks times trainer.accumulate_grad_batches="
                 f"{self._trainer.accumulate_grad_batches}: choose rollouts so that it is a multiple of {micro}"
+            )
+
+    def _check_whole_steps(self) -> None:
+        trainer: Any = self._trainer
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+            raise ValueError(
+                "GradientAccumulationScheduler changes the micro-batches of a step after a phase was cut into them: "
+                "take it out, and give one number as trainer.accumulate_grad_batches"
+            )
+        limit, accumulate = trainer.limit_train_batches, trainer.accumulate_grad_batches
+        batches = min(limit, self.micro_batches) if isinstance(limit, int) else int(self.micro_batches * limit)
+        # Each micro-batch is weighed as a part of its whole step. A trial run may end anywhere: nothing is kept of it.
+        if batches % accumulate and not trainer.fast_dev_run:
+            raise ValueError(
+                f"trainer.limit_train_batches={limit} ends an epoch after {batches} micro-batches, in the middle of an "
+                f"optimizer step: choose a multiple of trainer.accumulate_grad_batches={accumulate}"
             )
 
     @property
