@@ -223,7 +223,7 @@ def test_a_source_without_prompts_is_refused(quitter_dir, tmp_path, split):
     source = ListSource(questions(8))
     source.texts[split] = []
     with pytest.raises(ValueError, match=rf"data\.source has no {split} prompts"):
-        make_trainer(tmp_path).fit(make_module(quitter_dir), make_data(source=source))
+        make_trainer(tmp_path, limit_val_batches=1).fit(make_module(quitter_dir), make_data(source=source))
 
 
 # Validation ---------------------------------------------------------------------------------------------------------
@@ -242,6 +242,16 @@ def test_validation_uses_each_held_out_prompt_once_with_seeds_that_stay(quitter_
     assert [numbers(batch) for batch in batches] == [[0, 1], [2, 3], [4]] * 2
     assert [batch.seeds for batch in batches[:3]] == [batch.seeds for batch in batches[3:]]
     assert batches[0].texts == ["held out 0", "held out 1"]
+
+
+def test_a_run_that_never_validates_needs_no_held_out_prompts(quitter_dir, tmp_path):
+    source, module = ListSource(questions(8)), make_module(quitter_dir)
+    source.texts["validation"] = []
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    trainer.fit(module, make_data(source=source))
+    assert trainer.global_step == 4
+    with pytest.raises(ValueError, match=r"data\.source has no validation prompts"):
+        trainer.validate(module, make_data(source=source))
 
 
 def test_fewer_held_out_prompts_than_ranks_are_refused(quitter_dir):

@@ -195,6 +195,16 @@ def test_a_step_that_an_early_end_cuts_counts_only_what_is_seen(source, tmp_path
     assert [batch.tokens for batch in module.seen] == [counts[0] + counts[1], counts[0] + counts[1], counts[2]]
 
 
+def test_a_run_that_never_validates_needs_no_held_out_rows(source, tmp_path):
+    module, data = Recorder(), CompletionDataModule(source, batch_size=2)
+    rows = source.rows
+    source.rows = lambda split: rows(split) if split == "train" else []
+    fit(module, data, tmp_path, limit_val_batches=0)
+    assert len(module.seen) == 9
+    with pytest.raises(ValueError, match="TableSource has no validation rows"):
+        fit(module, data, tmp_path)
+
+
 def test_pairs_share_their_prompts(source, tmp_path):
     module = Recorder()
     fit(module, PreferenceDataModule(source, batch_size=4), tmp_path)

@@ -5,6 +5,8 @@ from typing import Any, TypeVar, final
 
 import lightning as L
 
+from klqlit.data.source import Split
+
 Item = TypeVar("Item")
 
 
@@ -12,6 +14,13 @@ def shard(trainer: L.Trainer) -> tuple[int, int]:
     """This process's rank among those that read different rows, and their number."""
     several = trainer.distributed_sampler_kwargs
     return (0, 1) if several is None else (several["rank"], several["num_replicas"])
+
+
+def splits(trainer: L.Trainer, stage: str) -> list[Split]:
+    """What a stage reads: a training run that never validates needs no validation rows."""
+    if stage != "fit":
+        return ["validation"]
+    return ["train", "validation"] if trainer.limit_val_batches else ["train"]
 
 
 def split(items: Sequence[Item], size: int, least: int) -> list[Sequence[Item]]:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from klqlit.data.batching import Batches, check_unchanged, split
+from klqlit.data.batching import Batches, check_unchanged, split, splits
 from klqlit.data.source import Row, Source, Split
 from klqlit.seeding import derive_seed
 from klqlit.types import Collector, Experience, Minibatch, Prompts, Sequences
@@ -95,10 +95,8 @@ class OnlineDataModule(L.LightningDataModule):
             self._begin()
             self._collector.check_phase(self.rollouts)
         self._check_limit()
-        splits: tuple[Split, ...] = ("train", "validation") if stage == "fit" else ("validation",)
-        for name in splits:
-            self._rows[name] = self._usable_rows(name)
-        if len(self._rows["validation"]) < self._world_size:
+        self._rows = {name: self._usable_rows(name) for name in splits(self._trainer, stage)}
+        if "validation" in self._rows and len(self._rows["validation"]) < self._world_size:
             raise ValueError(
                 f"{len(self._rows['validation'])} validation prompts cannot be dealt to {self._world_size} ranks: give "
                 "a larger validation split, raise data.validation_prompts, or use fewer devices"

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from klqlit.data.batching import Batches, check_unchanged, plan_step, plan_steps, shard
+from klqlit.data.batching import Batches, check_unchanged, plan_step, plan_steps, shard, splits
 from klqlit.data.source import Row, Source, Split
 from klqlit.seeding import derive_seed
 from klqlit.tokenising import encode_completions, encode_prompts
@@ -127,8 +127,8 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
         """A batch of the given examples, in a step whose examples weigh `weight` in all."""
 
     def setup(self, stage: str) -> None:
-        splits: tuple[Split, ...] = ("train", "validation") if stage == "fit" else ("validation",)
-        for split in splits:
+        assert self.trainer is not None
+        for split in splits(self.trainer, stage):
             if split not in self._examples:
                 self._examples[split] = self._encode(self._source.rows(split), split)
 
