@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from klqlit.algorithms.klq import KLQ
 from klqlit.algorithms.optimization import Optimization
@@ -93,6 +93,22 @@ def test_frozen_parts_are_absent_from_the_checkpoint_and_restored_all_the_same(w
     assert not kept & {"reference", "reward", "gold"}
     assert {"policy", "critic"} <= kept
     assert any(name.startswith("reference.") for name in watch.weights[0])
+
+
+def test_averaged_weights_stand_beside_the_trained_ones_and_neither_brings_frozen_parts(quitter_dir, tmp_path):
+    def averaged(root, *callbacks, **options):
+        return run(quitter_dir, root, KLQ, EMAWeightAveraging(decay=0.9), *callbacks, **options)
+
+    whole, end = averaged(tmp_path, checkpoints(tmp_path / "steps", every_n_train_steps=1))
+    path = tmp_path / "steps" / "step=6.ckpt"
+    saved = torch.load(path, weights_only=True)
+    for state in (saved["state_dict"], saved["current_model_state"]):
+        assert {name.split(".")[0] for name in state} == {"policy", "critic", "shaping"}
+    again, resumed = averaged(tmp_path / "again", ckpt=path, enable_checkpointing=False)
+    for mine, theirs in zip(again.weights, whole.weights[6:], strict=True):
+        assert same(mine, theirs)
+    assert same(resumed, end)
+    assert not same(end, whole.weights[-1])
 
 
 def test_a_checkpoint_is_loaded_without_a_trainer(whole, quitter_dir):

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from klqlit import disk
 from klqlit.algorithms.divergence import Divergence
@@ -69,10 +69,11 @@ def test_a_disk_without_room_stops_the_run_before_a_byte_is_written(quitter_dir,
     assert kept(tmp_path) == ["step=1.ckpt", "step=2.ckpt"]
 
 
-def test_the_estimate_is_the_size_of_the_file(quitter_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("averaging", [[], [EMAWeightAveraging]])
+def test_the_estimate_is_the_size_of_the_file(quitter_dir, tmp_path, monkeypatch, averaging):
     needs = []
     monkeypatch.setattr(save_guard, "check_space", lambda needed, *rest: needs.append(needed))
-    trainer = make_trainer(tmp_path, SaveGuard(str(tmp_path)), max_epochs=1)
+    trainer = make_trainer(tmp_path, *[kind() for kind in averaging], SaveGuard(str(tmp_path)), max_epochs=1)
     trainer.fit(make_module(quitter_dir), make_data())
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     size = (tmp_path / "end.ckpt").stat().st_size

@@ -51,6 +51,9 @@ from klqlit.version import __version__
 FROZEN = ("reference.", "reward.", "gold.")
 """Parts of the module that are rebuilt from their own paths and never stand in a checkpoint."""
 
+STATES = ("state_dict", "current_model_state")
+"""Where a checkpoint holds the module's weights; Lightning's `WeightAveraging` takes the first place for their mean."""
+
 
 class RLHFModule(ClipsByKnownNorm, ABC):
     """Online RLHF with a token-level critic. A new objective is a final class with `targets` and `loss`.
@@ -440,8 +443,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
     # Keeping it ----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name in [name for name in checkpoint["state_dict"] if name.startswith(FROZEN)]:
-            del checkpoint["state_dict"][name]
+        for state in [checkpoint[part] for part in STATES if part in checkpoint]:
+            for name in [name for name in state if name.startswith(FROZEN)]:
+                del state[name]
         checkpoint["vocabulary"] = vocabulary(self.tokenizer)
         checkpoint["phase"] = {
             "metrics": self.phase_metrics,
@@ -452,7 +456,9 @@ class RLHFModule(ClipsByKnownNorm, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
-        checkpoint["state_dict"] |= frozen
+        for part in STATES:
+            if part in checkpoint:
+                checkpoint[part] |= frozen
         self._is_at_reference &= checkpoint["global_step"] == 0
         check_fits(checkpoint["state_dict"], self.state_dict())
         check_vocabulary(checkpoint, self.tokenizer)

@@ -5,6 +5,7 @@ from typing import Any, final
 
 import lightning as L
 
+from klqlit.algorithms.base import STATES
 from klqlit.algorithms.divergence import Divergence, all_finite, broken_parts
 from klqlit.disk import bytes_of, check_space, free_bytes
 from klqlit.ranks import everywhere
@@ -31,8 +32,11 @@ class SaveGuard(L.Callback):
         check_weights(trainer, pl_module)
         # What the module takes out afterwards (frozen models) has no gradient.
         trained = {name for name, p in pl_module.named_parameters() if p.requires_grad}
-        kept = {name: x for name, x in checkpoint["state_dict"].items() if name in trained}
-        needed = bytes_of([kept, {name: part for name, part in checkpoint.items() if name != "state_dict"}])
+        kept = {
+            part: {name: x for name, x in saved.items() if name in trained} if part in STATES else saved
+            for part, saved in checkpoint.items()
+        }
+        needed = bytes_of(kept)
         # The first rank writes, or all of them to the same disk: it decides.
         needed, free = trainer.strategy.broadcast((needed, free_bytes(self.directory)))
         check_space(needed, free, self.directory, f"the checkpoint of step {trainer.global_step}")
