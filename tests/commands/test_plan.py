@@ -180,6 +180,13 @@ def test_sharding_divides_what_lasts_and_the_batch_is_divided_either_way(small):
     assert set(copies.plan.exchange.values()) == {alone.plan.states.trained}
 
 
+@pytest.mark.parametrize(("given", "devices"), [("0,1", 2), ("[0,1]", 2), ("4", 4), ("0,", 1), ("auto", 1), ("-1", 1)])
+def test_the_configurations_devices_are_counted_as_a_run_takes_them(small, monkeypatch, given, devices):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = planned([*small, f"--trainer.devices={given}"])
+    assert (found.devices, found.sizes.micro) == (devices, 8 // devices)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="weights are moved to a file on Linux only")
 def test_frozen_weights_in_a_file_count_where_they_are_read(small):
     """The only frozen model is the reference. It is sampled from in validation, and split lies in no file."""
@@ -221,6 +228,8 @@ def test_what_is_computed_on_other_threads_is_seen_too(small, set_threads):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--trainer.devices=x"], "trainer.devices=x: give a number of devices, such as 1, indices as 0,1, or auto"),
+        (["--trainer.devices=0"], "trainer.devices=0: give a number of devices"),
         (["--devices", "3"], "cannot be split evenly over 3 devices"),
         (["--memory", "-1"], "--memory -1.0 must be above 0"),
         (["--sharding", "fully"], "invalid choice: 'fully'"),

@@ -11,6 +11,23 @@ MOST_PER_CORE = 8
 """Processes: more can hardly be meant, and only to start them takes all memory."""
 
 
+def count(devices: int | str | list[int]) -> int:
+    """How many devices `trainer.devices` asks for: a number, or indices as a list or separated by commas.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if isinstance(devices, str) and "," in devices:
+        found = len([index for index in devices.split(",") if index.strip()])
+    elif isinstance(devices, list):
+        found = len(devices)
+    else:
+        found = int(devices) if str(devices).isdigit() else 0
+    if found < 1:
+        raise ValueError(f"trainer.devices={devices}: give a number of devices, such as 1, indices as 0,1, or auto")
+    return found
+
+
 def check_accelerator(accelerator: Any) -> None:
     """See that torch has the GPU that `trainer.accelerator` names, before anything is built for it.
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import TCPStore
 
 from klqlit.callbacks.run_record import read
+from klqlit.launching.devices import count
 from klqlit.launching.loopback import HOST, listen, meet_there
 
 NOT_STARTED = "the SLURM job has {tasks} tasks, but this process was not started by srun: write srun before python"
@@ -97,16 +98,9 @@ def layout_problem(devices: int | str | list[int], num_nodes: int) -> str | None
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         return NOT_PER_NODE.format(tasks=tasks)
     nodes = int(os.environ.get("SLURM_NNODES", "1"))
-    if _count(devices) * num_nodes == tasks and num_nodes == nodes:
+    if count(devices) * num_nodes == tasks and num_nodes == nodes:
         return None
     return WRONG_LAYOUT.format(devices=devices, num_nodes=num_nodes, tasks=tasks, nodes=nodes)
-
-
-def _count(devices: int | str | list[int]) -> int:
-    """How many devices that is: a number, or indices as a list or separated by commas."""
-    if isinstance(devices, str) and "," in devices:
-        devices = [int(index) for index in devices.split(",") if index]
-    return len(devices) if isinstance(devices, list) else int(devices)
 
 
 def requeue(trainer: L.Trainer, received: signal.Signals) -> None:

@@ -10,6 +10,7 @@ import torch
 from klqlit.algorithms.base import RLHFModule
 from klqlit.command_line import quieten, read
 from klqlit.data.online import OnlineDataModule
+from klqlit.launching.devices import count
 from klqlit.models.weight_file import SUPPORTED
 from klqlit.planning.plan import Plan, Remedy, Sharding, exchange_of, frozen_of, remedies, shared, states_of
 from klqlit.planning.stages import Sizes, bytes_of_parameters, measure
@@ -116,10 +117,10 @@ def planned(
 
 
 def _devices(settings: Any) -> int:
-    """As the configuration has them; "auto" and lists of them included."""
+    """As the configuration has them; "auto" and -1 are all that are here."""
     given = settings["devices"]
-    count = len(given) if isinstance(given, list) else int(given) if str(given).isdigit() else 0
-    return (count or max(1, torch.cuda.device_count())) * (settings["num_nodes"] or 1)
+    on_a_node = max(1, torch.cuda.device_count()) if given in ("auto", "-1", -1) else count(given)
+    return on_a_node * (settings["num_nodes"] or 1)
 
 
 def _sizes(module: RLHFModule, data: OnlineDataModule, devices: int, settings: Any) -> Sizes:
