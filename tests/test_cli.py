@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from builders import save, tiny_language_model, tiny_reward_model, tiny_tokenizer
 from klqlit.cli import main
@@ -192,6 +193,15 @@ def test_a_run_folder_continues_and_predicts(config, caplog, tmp_path):
     assert [set(row) for row in completions] == [names] * len(completions)
     assert all(row["prompt"].startswith("What is the sum of") for row in completions)
     assert all(row["id"] == hashlib.sha256(row["prompt"].encode()).hexdigest()[:16] for row in completions)
+
+
+@pytest.mark.slow
+def test_a_callback_whose_default_is_a_device_can_be_named_alone(config, tmp_path):
+    averaging = "--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging"
+    options = [f"--config={config}", f"--run_dir={tmp_path}", averaging, "--trainer.callbacks.swa_lrs=1e-3"]
+    assert main(["fit", *options]) == 0
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved["trainer"]["callbacks"][-1]["init_args"]["device"] == "cpu"
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, final
 
+import torch
 import yaml
 from jsonargparse import get_loader, set_loader
+from jsonargparse.typing import register_type
 from omegaconf import OmegaConf
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -34,9 +36,13 @@ class MalformedConfig(yaml.YAMLError):
 
 
 def prepare_parser() -> None:
-    """Have every YAML text of the command line read strictly, and environment variables without their secrets."""
+    """Have every YAML text of the command line read strictly, and environment variables without their secrets.
+
+    Devices are written as their names: callbacks of Lightning have one as an argument's default.
+    """
     set_loader("omegaconf+", load_text, (yaml.YAMLError,))
     OmegaConf.register_resolver("oc.env", environment_value, replace=True)
+    register_type(torch.device)
 
 
 def load_text(text: str) -> Any:
