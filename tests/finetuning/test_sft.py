@@ -10,14 +10,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from builders import save, tiny_language_model, tiny_tokenizer
 from data.real_rows import HH_PAIRS, TLDR, needs_real_rows
-from finetuning.runs import fit, new_module, source
+from finetuning.runs import STAGES, fit, new_module, source
 from klqlit.callbacks.export import Export
 from klqlit.data.columns import TableSource
 from klqlit.data.hh import HHDialogue
 from klqlit.data.reading import read_rows
 from klqlit.data.supervised import CompletionDataModule, LabelledSequences, pack
 from klqlit.data.tldr import TLDRSummaries
-from klqlit.finetuning.sft import SupervisedFinetuning, right_tokens
+from klqlit.finetuning.sft import SupervisedFinetuning
 from klqlit.models.language_model import LanguageModel
 
 
@@ -66,14 +66,29 @@ def test_validation_measures_are_means_over_tokens():
             nll += (-logits.log_softmax(-1)[range(len(logits)), tokens[kept]]).tolist()
             right += (logits.argmax(-1) == tokens[kept]).tolist()
     assert len(nll) == 7
-    assert module.validation_loss.compute().item() == pytest.approx(sum(nll) / 7)
-    assert module.validation_accuracy.compute().item() == pytest.approx(sum(right) / 7)
+    assert module.validation_metrics.compute() == pytest.approx({"loss": sum(nll) / 7, "accuracy": sum(right) / 7})
 
 
-def test_right_tokens_by_hand():
-    logits = torch.tensor([[[0.0, 1.0], [3.0, 2.0], [0.0, 9.0]]])
-    mask = torch.tensor([[True, True, False]])
-    assert right_tokens(logits, torch.tensor([[1, 1, 1]]), mask).tolist() == [1.0, 0.0]
+def test_validation_in_half_precision_adds_up_in_double(tmp_path):
+    """Summed in the run's precision, the loss of so many batches is off by tenths."""
+    measured = {}
+    for precision in ("32-true", "bf16-true"):
+        held = TableSource(str(tmp_path / "rows.json"), validation_rows=400)
+        source(tmp_path, rows=401)
+        trainer = L.Trainer(precision=precision, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+        (measured[precision],) = trainer.validate(new_module("sft"), CompletionDataModule(held, batch_size=4))
+    assert measured["bf16-true"]["val/loss"] == pytest.approx(measured["32-true"]["val/loss"], rel=2e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_loss_that_is_no_number_is_not_left_out_of_the_mean(tmp_path, stage):
+    module, held = new_module(stage), TableSource(str(tmp_path / "rows.json"), validation_rows=3)
+    source(tmp_path)
+    with torch.no_grad():
+        module.model.get_input_embeddings().weight[module.tokenizer("12")["input_ids"][-1]] = math.nan
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    (measured,) = trainer.validate(module, STAGES[stage][1](held, batch_size=1))
+    assert math.isnan(measured["val/loss"])
 
 
 def test_perplexity_is_the_exponential_of_the_loss(tmp_path):

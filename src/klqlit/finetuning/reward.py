@@ -41,7 +41,8 @@ class RewardModelling(Finetuning):
     ) -> None:
         options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__(*grow_reward_model(model), model.path, decay=decay, **options)
-        self.validation_margins = CatMetric()
+        # By default it would leave out what is not a number, and nobody would miss it.
+        self.validation_margins = CatMetric(nan_strategy="disable")
 
     @property
     def kind(self) -> str:
@@ -85,8 +86,10 @@ def measures(margins: Float[Tensor, " N"]) -> dict[str, Float[Tensor, ""]]:
     one. A model that is right 80 % of the times it says 80 % has calibration error 0.
 
     Args:
-        margins: R(x, y_chosen) - R(x, y_rejected) of each pair.
+        margins: R(x, y_chosen) - R(x, y_rejected) of each pair. Where one is not a number, no measure is.
     """
+    if bool(margins.isnan().any()):
+        return dict.fromkeys(("loss", "accuracy", "margin", "calibration_error"), margins.new_tensor(float("nan")))
     zero = torch.zeros_like(margins)
     right = preference_accuracy(margins, zero)
     return {

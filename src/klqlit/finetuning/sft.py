@@ -3,14 +3,13 @@
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from klqlit.data.supervised import LabelledSequences
 from klqlit.finetuning.base import Decay, Finetuning
 from klqlit.functional.logprobs import token_logprobs
 from klqlit.functional.masking import masked_sum
+from klqlit.metrics.means import Means
 from klqlit.models.language_model import LanguageModel, completion_logits
 
 
@@ -40,8 +39,7 @@ class SupervisedFinetuning(Finetuning):
     ) -> None:
         options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         super().__init__(model.model, model.tokenizer, model.path, decay=decay, **options)
-        self.validation_loss = MeanMetric()
-        self.validation_accuracy = MeanMetric()
+        self.validation_metrics = Means()
 
     @property
     def kind(self) -> str:
@@ -60,8 +58,9 @@ class SupervisedFinetuning(Finetuning):
     def validation_step(self, batch: LabelledSequences, batch_idx: int) -> None:
         sequences = batch.sequences
         logits = completion_logits(self.model, sequences)
-        self.validation_loss.update(-token_logprobs(logits, sequences.tokens)[sequences.mask])
-        self.validation_accuracy.update(right_tokens(logits, sequences.tokens, sequences.mask))
+        right = logits.argmax(dim=-1) == sequences.tokens
+        nll = -token_logprobs(logits, sequences.tokens)
+        self.validation_metrics.update({"loss": nll, "accuracy": right}, sequences.mask)
 
     def on_validation_epoch_end(self) -> None:
         self._log_measured("val")
@@ -73,15 +72,9 @@ class SupervisedFinetuning(Finetuning):
         self._log_measured("test")
 
     def _log_measured(self, group: str) -> None:
-        loss = self.validation_loss.compute()
-        measured = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.validation_accuracy.compute()}
+        means = self.validation_metrics.compute()
+        # As tensors: Lightning would round numbers to the precision of a half-precision run.
+        loss, accuracy = (torch.tensor(means[name], dtype=torch.float32) for name in ("loss", "accuracy"))
+        measured = {"loss": loss, "perplexity": loss.exp(), "accuracy": accuracy}
         self.log_dict({f"{group}/{name}": value for name, value in measured.items()}, prog_bar=True)
-        self.validation_loss.reset()
-        self.validation_accuracy.reset()
-
-
-def right_tokens(
-    logits: Float[Tensor, "B T V"], tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
-) -> Float[Tensor, " N"]:
-    """1 for each real token that has the highest logit, else 0."""
-    return (logits.argmax(dim=-1) == tokens)[mask].to(torch.float32)
+        self.validation_metrics.reset()
