@@ -565,6 +565,21 @@ def test_weights_in_float16_are_refused_before_anything_is_sampled(quitter_dir, 
     assert not module.phase_metrics
 
 
+def test_a_reference_of_the_policys_own_weights_is_refused(quitter_dir):
+    """Freezing it would freeze the policy: all steps would run and move nothing."""
+    policy = LanguagePolicy(quitter_dir)
+    with pytest.raises(ValueError, match=r"reference shares weights with the policy.*policy\.frozen_copy\(\)"):
+        make_module(quitter_dir, policy=policy, reference=policy)
+    assert all(p.requires_grad for p in policy.parameters())
+    make_module(quitter_dir, policy=policy, reference=policy.frozen_copy())
+
+
+def test_a_policy_with_nothing_to_train_is_said(fit, quitter_dir):
+    policy = LanguagePolicy(quitter_dir).requires_grad_(False)
+    with pytest.warns(UserWarning, match="no weight of the policy is trained"):
+        fit(KLQ, policy=policy)
+
+
 def test_frozen_models_may_be_in_float16(fit, quitter_dir):
     reference = LanguagePolicy(quitter_dir, dtype="float16")
     watch, _ = fit(KLQ, reference=reference)

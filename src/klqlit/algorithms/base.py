@@ -16,12 +16,14 @@ from torchmetrics import ExplainedVariance
 from transformers import PreTrainedTokenizerBase
 
 from klqlit.algorithms.checks import (
+    check_apart,
     check_first_rollout,
     check_fresh,
     check_losses,
     check_precision,
     check_targets,
     check_trained_dtypes,
+    warn_of_frozen,
 )
 from klqlit.algorithms.comparison import Comparison, ComparisonMetrics, Scored
 from klqlit.algorithms.divergence import ClipsByKnownNorm, Evaluated, check_sampled, check_step, gradient_norms
@@ -101,6 +103,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
         self.critic = critic(policy)
         if reference is not None and not same_tokenizer(reference.tokenizer, policy.tokenizer):
             raise ValueError("reference has another tokenizer than the policy, so it cannot read the policy's tokens")
+        check_apart(policy, {"reference": reference, "reward": reward, "gold": gold})
         # An untrained policy that is its own reference must give KL 0; one with a reference of its own need not.
         self._is_at_reference = reference is None
         self.reference = policy.frozen_copy() if reference is None else reference.requires_grad_(False)
@@ -298,6 +301,7 @@ class RLHFModule(ClipsByKnownNorm, ABC):
     def on_fit_start(self) -> None:
         self.sampler.refuse_truncation()
         check_precision(str(self.trainer.precision))
+        warn_of_frozen(self.policy)
         check_trained_dtypes(self)
         self._evaluated = []  # an interrupted step may have left some
         if self.device.type == "cpu":

@@ -1,10 +1,11 @@
 """Conditions that an on-policy run must meet, each with a message that says what to change."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from klqlit.functional import masked_mean
@@ -91,6 +92,31 @@ def check_precision(precision: str) -> None:
     if precision in ("bf16-true", "16-true", "16-mixed"):
         raise ValueError(
             f"trainer.precision={precision!r} loses what on-policy ratios are made of: use '32-true' or 'bf16-mixed'"
+        )
+
+
+def check_apart(policy: nn.Module, frozen: Mapping[str, nn.Module | None]) -> None:
+    """Refuse frozen models that hold weights which the policy is to train.
+
+    Args:
+        policy: before the others are frozen.
+        frozen: by the name of the argument; None where there is none.
+    """
+    trained = {id(p) for p in policy.parameters() if p.requires_grad}
+    for name, module in frozen.items():
+        if module is not None and any(id(p) in trained for p in module.parameters()):
+            raise ValueError(
+                f"{name} shares weights with the policy, and freezing them would leave nothing to train: give it "
+                "weights of its own, such as policy.frozen_copy()"
+            )
+
+
+def warn_of_frozen(policy: nn.Module) -> None:
+    """Say that a run will leave the policy as it is. It is not refused: a critic may be trained alone for a while."""
+    if not any(p.requires_grad for p in policy.parameters()):
+        rank_zero_warn(
+            "no weight of the policy is trained: requires_grad is False for all. Call policy.requires_grad_(True), or "
+            "set it for the part that is to learn"
         )
 
 
