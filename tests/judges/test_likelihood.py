@@ -92,6 +92,14 @@ def test_verdicts_follow_the_probability(judge_dir, short_template):
     assert judge.sees_order
 
 
+def test_what_is_no_number_is_no_verdict(judge_dir, short_template):
+    judge = LikelihoodJudge(judge_dir(), template=short_template)
+    with torch.no_grad():
+        judge.model.get_output_embeddings().weight[0] = torch.nan
+    for _, judgment in judge.judge(QUESTIONS):
+        assert (judgment.verdict, judgment.answer) == ("unreadable", "p(A) = nan")
+
+
 def test_the_tie_margin_is_a_distance_from_one_half(judge_dir, short_template):
     path = judge_dir()
     [probability] = probabilities(LikelihoodJudge(path, template=short_template), QUESTIONS[:1])

@@ -6,6 +6,7 @@ where :math:`x` is the filled template, closed by ``Verdict:``.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -136,8 +137,13 @@ class LikelihoodJudge(Judge):
         batches = [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
         for batch in until_stopped(batches, stopping):
             for item, probability in zip(batch, self._probabilities(batch), strict=True):
-                verdict = higher(probability, 1 - probability, 2 * self.tie_margin)
-                yield item.index, Judgment(verdict=verdict, answer=f"p(A) = {probability:.6f}")
+                yield item.index, self._judgment(probability)
+
+    def _judgment(self, probability: float) -> Judgment:
+        # In half precision the states of some models grow beyond all numbers: that is no verdict for either side.
+        readable = not math.isnan(probability)
+        verdict = higher(probability, 1 - probability, 2 * self.tie_margin) if readable else "unreadable"
+        return Judgment(verdict=verdict, answer=f"p(A) = {probability:.6f}")
 
     def estimate(self, questions: Sequence[Question]) -> Estimate:
         read = sum(len(self._encode(0, question)) for question in questions)
