@@ -48,6 +48,13 @@ def test_formats(tmp_path, kind, packed):
     assert read_rows(str(file)) == ROWS
 
 
+def test_a_long_text_is_no_broken_table(tmp_path):
+    """By itself Python's reader takes fields of 128 KiB at most."""
+    rows = [{"prompt": "word " * 2**16}]
+    (tmp_path / "rows.csv").write_bytes(as_csv(rows))
+    assert read_rows(str(tmp_path / "rows.csv")) == rows
+
+
 def test_a_list_of_strings_becomes_prompts(tmp_path):
     file = tmp_path / "prompts.json"
     file.write_text('["one", "two"]')

@@ -185,6 +185,7 @@ def _object(item: Any, where: str) -> Row:
 
 
 def _read_csv(content: bytes, file: str) -> list[Row]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))  # a long text is no broken table
     reader = csv.DictReader(io.StringIO(_decode(content, file), newline=""), strict=True)
     rows = []
     try:
