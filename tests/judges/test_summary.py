@@ -306,6 +306,15 @@ def test_an_interval_that_begins_at_one_half_shows_nothing():
     assert "neither is shown to be ahead" in sentences(summary, "A", "B")[0]
 
 
+@pytest.mark.parametrize(("wins", "verdict"), [(4, "neither is shown to be ahead"), (6, "A is ahead")])
+def test_an_interval_that_is_too_narrow_shows_nothing_where_the_sign_test_disagrees(wins, verdict):
+    """Resamples of wins and a tie hold no loss, however few they are; 4 of 4 come of a coin one time in eight."""
+    summary = summarise([judged(i, "win", "win") for i in range(wins)] + [judged(9, "tie", "tie")])
+    assert summary["statistics"]["win_rate"]["low"] > 0.5
+    assert summary["statistics"]["sign_test"] == pytest.approx(2 * 0.5**wins)
+    assert verdict in sentences(summary, "A", "B")[0]
+
+
 def test_equal_length_beyond_what_was_seen_is_pointed_out():
     rng = np.random.default_rng(0)
     pairs = [

@@ -217,17 +217,23 @@ def sentences(summary: dict[str, Any], name_a: str, name_b: str) -> list[str]:
 
 def _main(summary: dict[str, Any], name_a: str, name_b: str) -> str:
     rate, prompts = summary["statistics"]["win_rate"], summary["counts"]["judged_prompts"]
-    verdict = (
-        f"{name_a} is ahead"
-        if rate["low"] > 0.5
-        else f"{name_b} is ahead"
-        if rate["high"] < 0.5
-        else "the interval holds 50 %, so neither is shown to be ahead"
-    )
     return (
         f"{name_a} wins {_percent(rate['rate'])} ({_percent(summary['level'], 0)} interval {_interval(rate)}) of "
-        f"{prompts} prompt{'s' if prompts != 1 else ''} against {name_b}: {verdict}."
+        f"{prompts} prompt{'s' if prompts != 1 else ''} against {name_b}: {_verdict(summary, name_a, name_b)}."
     )
+
+
+def _verdict(summary: dict[str, Any], name_a: str, name_b: str) -> str:
+    rate, chance = summary["statistics"]["win_rate"], summary["statistics"]["sign_test"]
+    if rate["low"] <= 0.5 <= rate["high"]:
+        return "the interval holds 50 %, so neither is shown to be ahead"
+    # Resamples of a few prompts hardly show what others could have been; the sign test is exact for any number.
+    if chance > 1 - summary["level"]:
+        return (
+            f"the interval leaves out 50 %, but the sign test (p = {chance:.2g}) does not, so neither is shown to be "
+            "ahead"
+        )
+    return f"{name_a if rate['low'] > 0.5 else name_b} is ahead"
 
 
 def _on_size(summary: dict[str, Any]) -> list[str]:
