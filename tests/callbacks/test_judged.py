@@ -210,17 +210,22 @@ data:
     assert any("val/judge/win_rate" in row for row in logged)
 
 
-@pytest.mark.slow
-def test_the_first_of_two_ranks_asks_and_both_log_the_same(quitter_dir, tmp_path):
-    judged_ranks.run(quitter_dir, str(tmp_path), 1)
-    done = subprocess.run(
-        [sys.executable, str(Path(judged_ranks.__file__)), quitter_dir, str(tmp_path), "2"],
+def on_two_ranks(*arguments):
+    """What became of `judged_ranks` on two processes."""
+    return subprocess.run(
+        [sys.executable, str(Path(judged_ranks.__file__)), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_the_first_of_two_ranks_asks_and_both_log_the_same(quitter_dir, tmp_path):
+    judged_ranks.run(quitter_dir, str(tmp_path), 1, SmallJudge())
+    done = on_two_ranks(quitter_dir, tmp_path, 2)
     assert done.returncode == 0, done.stderr[-4000:]
     alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert alone["asked"] == [f"held out {i}?" for i in range(5)]
@@ -229,3 +234,11 @@ def test_the_first_of_two_ranks_asks_and_both_log_the_same(quitter_dir, tmp_path
     assert set(alone["logged"]) == set(METRICS)
     # The second run found all its judgments in the first one's cache.
     assert first["asked"] == []
+
+
+@pytest.mark.slow
+def test_a_judge_that_fails_ends_both_ranks(quitter_dir, tmp_path):
+    """Whatever it raises: a rank that was not told would wait for the first until it is killed."""
+    assert on_two_ranks(quitter_dir, tmp_path, 2, "broken").returncode != 0
+    assert (tmp_path / "error-0.txt").read_text() == "KeyError: 'broken'"
+    assert "judging failed on the first rank, which says why" in (tmp_path / "error-1.txt").read_text()

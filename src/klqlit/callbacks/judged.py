@@ -106,10 +106,17 @@ class JudgedWinRate(L.Callback):
         if not self._is_due(trainer):
             return
         pairs = interleave(everywhere(self._pairs))
+        found: dict[str, float] | None = None
+        fault: Exception | None = None
+        if trainer.is_global_zero:
+            try:
+                found = self._measure(pairs)
+            except Exception as error:  # whatever a judge of the user's own raises
+                fault = error
         # An error of one rank alone would leave the others waiting for it.
-        found = trainer.strategy.broadcast(self._measure(pairs) if trainer.is_global_zero else {})
-        if isinstance(found, ValueError):
-            raise found
+        found = trainer.strategy.broadcast(found)
+        if found is None:
+            raise fault or RuntimeError("JudgedWinRate: judging failed on the first rank, which says why")
         pl_module.log_dict({f"val/{self.name}/{metric}": value for metric, value in found.items()})
 
     def _check_phases(self, trainer: L.Trainer) -> None:
@@ -128,7 +135,7 @@ class JudgedWinRate(L.Callback):
         training = trainer.state.fn == TrainerFn.FITTING
         return not (training and self.every_n_phases and (trainer.current_epoch + 1) % self.every_n_phases)
 
-    def _measure(self, pairs: list[Pair]) -> dict[str, float] | ValueError:
+    def _measure(self, pairs: list[Pair]) -> dict[str, float]:
         """Metrics of one round; none where the judge did not come to an end."""
         stopping = threading.Event()
         timer = threading.Timer(self.timeout, stopping.set)
@@ -149,8 +156,6 @@ class JudgedWinRate(L.Callback):
             rank_zero_warn(f"JudgedWinRate: judging took longer than timeout={self.timeout:g} seconds: {error}")
         except JudgeStopped as error:
             rank_zero_warn(f"JudgedWinRate: no win rate this time: {error}")
-        except ValueError as error:
-            return error
         finally:
             timer.cancel()
         return {}
