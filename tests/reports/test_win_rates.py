@@ -1,5 +1,6 @@
 """Win rates over tau: whose view, which seeds, which judge."""
 
+import json
 import os
 
 import pytest
@@ -71,6 +72,24 @@ def test_seeds_are_pooled_with_their_prompts_in_common(runs, tmp_path):
     assert controlled.rate == pytest.approx(rates.mean)
     variance = (rates.half / student.ppf(0.975, 1)) ** 2 + spread.of_prompts
     assert controlled.low == pytest.approx(max(0.0, rates.mean - student.ppf(0.975, 1) * variance**0.5))
+
+
+def test_a_seed_without_a_length_controlled_rate_counts_in_no_part_of_it(runs, tmp_path):
+    for name in ("KLQ", "PPO"):
+        runs[name, 3] = write_run(tmp_path / f"{name}3", name, 0.1, 3)
+    for seed, outcomes in (
+        (1, ["win", "tie"] * 10),
+        (2, ["win", "loss"] * 10),
+        (3, ["loss", "loss", "win", "win"] * 5),
+    ):
+        folder = write_comparison(tmp_path / f"j{seed}", runs["KLQ", seed], runs["PPO", seed], outcomes)
+    judged = json.loads((folder / "judged.json").read_text())
+    judged["statistics"]["length_controlled"] = None
+    (folder / "judged.json").write_text(json.dumps(judged))
+    (series,) = series_of(tmp_path)
+    duels = series.points[0.1]
+    assert len(duels) == 3
+    assert pooled(duels, "length_controlled") == pooled(duels[:2], "length_controlled")
 
 
 def test_without_judgments_seeds_alone_count(runs, tmp_path):

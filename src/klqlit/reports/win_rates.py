@@ -143,10 +143,11 @@ def pooled(duels: Sequence[Duel], name: str) -> Share | None:
         duels: of one tau.
         name: `win_rate` or `length_controlled`.
     """
-    shares = [share for duel in duels if (share := duel.share(name)) is not None]
+    found = [(duel, share) for duel in duels if (share := duel.share(name)) is not None]
+    shares = [share for _, share in found]
     if len(shares) < 2:
         return shares[0] if shares else None
-    spread = verdicts(duels)
+    spread = verdicts([duel for duel, _ in found])
     rates = over_seeds([share.rate for share in shares])
     if name == "win_rate" and spread is not None:
         interval = spread.interval()
