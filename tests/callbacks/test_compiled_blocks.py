@@ -127,3 +127,13 @@ def test_sharded_blocks_are_refused(quitter_dir, tmp_path):
     trainer = make_trainer(tmp_path, strategy=FullySharded())
     with pytest.raises(ValueError, match="CompiledBlocks does not work under FullySharded"):
         CompiledBlocks().setup(trainer, make_module(quitter_dir), "fit")
+
+
+def test_it_leaves_nothing_on_the_rotary_positions(quitter_dir, tmp_path):
+    module, trainer, callback = make_module(quitter_dir), make_trainer(tmp_path), CompiledBlocks()
+    rotary = module.policy.model.base_model.get_submodule("rotary_emb")
+    for _ in range(2):
+        callback.setup(trainer, module, "fit")
+        assert len(rotary._forward_hooks) == 1
+        callback.teardown(trainer, module, "fit")
+        assert not rotary._forward_hooks

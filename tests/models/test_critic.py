@@ -67,7 +67,7 @@ def test_critics_are_as_wide_as_the_states_they_read(tmp_path, sequences, make):
 
 def test_a_policy_without_a_trunk_of_its_own_needs_another_critic(llama, monkeypatch, sequences):
     monkeypatch.setattr(type(llama.model), "base_model_prefix", "absent")
-    monkeypatch.setattr(llama, "plain_head", False)  # as it is where there is no trunk
+    monkeypatch.setattr(llama, "_head_alone", False)  # as it is where there is no trunk
     with pytest.raises(ValueError, match=r"start from a LlamaForCausalLM.* give critic\.path, or use SharedCritic"):
         SeparateCritic(llama)
     assert values(SharedCritic(llama), llama, sequences).shape == sequences.mask.shape

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from transformers import Gemma3Config
 
 from builders import ARCHITECTURES
 from klqlit.models.cache import BLOCK, ReservedCache
@@ -97,6 +98,19 @@ def test_models_that_cannot_be_recorded_are_left_alone(what, model_dir, monkeypa
     if what == "model":
         monkeypatch.setattr(type(policy.model.base_model), "_can_compile_fullgraph", False)
     assert fixed_step(policy.model.base_model, policy._next_logits, cache, len(PROMPTS)) is None
+
+
+@torch.no_grad()
+def test_a_model_of_several_parts_is_asked_for_the_heads_of_its_text(policy):
+    cache, config = ReservedCache(policy.model.config), policy.model.config
+    read(policy, cache)
+    trunk = policy.model.base_model
+    trunk.config = Gemma3Config(text_config={"num_attention_heads": config.num_attention_heads})
+    trunk.config._attn_implementation = "sdpa"
+    try:
+        assert isinstance(fixed_step(trunk, policy._next_logits, cache, len(PROMPTS)), FixedStep)
+    finally:
+        trunk.config = config
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GenerationConfig, Phi3Config
 
 from builders import ARCHITECTURES, save, tiny_language_model, tiny_reward_model, tiny_tokenizer
 from klqlit.models.language_model import LanguageModel, completion_logits
@@ -18,6 +18,7 @@ from klqlit.models.loading import (
     check_vocabulary,
     disable_dropout,
     export,
+    independent_positions,
     load_causal_lm,
     load_reward_model,
     load_tokenizer,
@@ -162,6 +163,19 @@ def test_same_tokenizer_asks_for_the_same_ids():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_max_positions(tokenizer, architecture):
     assert max_positions(tiny_language_model(architecture, tokenizer).config) == 128
+
+
+def test_limits_of_a_part_count_for_the_whole():
+    text = {"max_position_embeddings": 96}
+    assert max_positions(Gemma3Config(text_config=text)) == independent_positions(Gemma3Config(text_config=text)) == 96
+
+
+def test_rows_are_independent_up_to_the_length_at_which_longrope_changes():
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48, "rope_theta": 1e4}
+    config = Phi3Config(rope_parameters=rope, original_max_position_embeddings=32, max_position_embeddings=128)
+    assert (max_positions(config), independent_positions(config)) == (128, 32)
+    usual = Phi3Config(max_position_embeddings=128)
+    assert max_positions(usual) == independent_positions(usual) == 128
 
 
 # Dropout

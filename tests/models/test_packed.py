@@ -1,5 +1,6 @@
 """Rows of different lengths are read without padding, and as ever otherwise."""
 
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -7,7 +8,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import BloomConfig, BloomModel, Lfm2Config, Lfm2Model, MistralConfig, MistralModel
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from transformers import (
+    BloomConfig,
+    BloomModel,
+    DogeConfig,
+    DogeModel,
+    Lfm2Config,
+    Lfm2Model,
+    MistralConfig,
+    MistralModel,
+)
 
 from builders import ARCHITECTURES
 from klqlit.models.blocks import transformer_blocks
@@ -156,6 +171,30 @@ def test_other_attention_is_left_alone(llama, attention):
 def test_blocks_that_are_computed_again_are_left_alone(llama):
     llama.gradient_checkpointing_enable()
     assert not can_be_packed(llama)
+
+
+@pytest.mark.parametrize("way", CheckpointImpl)
+def test_blocks_that_torch_computes_again_are_left_alone(way, policy, sequences):
+    """Their gradients would be those of other attention, or none."""
+    plain, values = policy(sequences, temperature=1.0), []
+    wrapper = partial(checkpoint_wrapper, checkpoint_impl=way)
+    for again in (False, True):
+        if again:
+            blocks = transformer_blocks(policy.model)
+            apply_activation_checkpointing(policy.model, check_fn=blocks.__contains__, checkpoint_wrapper_fn=wrapper)
+        output = policy(sequences, temperature=1.0)
+        torch.testing.assert_close(output.logprobs, plain.logprobs)
+        policy.zero_grad()
+        output.logprobs[sequences.mask].sum().backward()
+        values.append([p.grad.clone() for p in policy.parameters()])
+    torch.testing.assert_close(values[1], values[0], atol=1e-5, rtol=1e-4)
+
+
+def test_attention_with_a_mask_of_its_own_is_left_alone(sequences):
+    torch.manual_seed(0)
+    trunk = DogeModel(DogeConfig(**SMALL))
+    assert not can_be_packed(trunk)
+    token_states(trunk, sequences)
 
 
 def test_compiled_blocks_are_left_alone(llama):

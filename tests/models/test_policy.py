@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
+from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from builders import ARCHITECTURES, save, tiny_language_model, tiny_tokenizer
@@ -148,6 +149,40 @@ def test_a_head_that_does_more_reads_response_tokens_alone(capped):
 
 def test_the_head_is_tried_in_the_weights_own_type(model_dir):
     assert has_plain_head(LanguagePolicy(model_dir("llama"), dtype="bfloat16").model)
+
+
+class Adapter(nn.Module):
+    """Adds to a head what was learned, and shows the head's own weights, as adapters do."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.learned = head, nn.Linear(head.in_features, head.out_features)
+        self.weight, self.bias = head.weight, None
+
+    def forward(self, states):
+        return self.head(states) + self.learned(states)
+
+
+def test_an_adapter_around_the_head_is_asked(model_dir):
+    policy = LanguagePolicy(model_dir("llama"))
+    assert policy.plain_head
+    policy.model.set_output_embeddings(Adapter(policy.model.get_output_embeddings()))
+    assert not policy.plain_head
+    output = policy(make_sequences(PROMPTS, RESPONSES), temperature=1.0)
+    for row, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES, strict=True)):
+        torch.testing.assert_close(output.logprobs[row, : len(response)], alone(policy, prompt, response))
+
+
+def test_other_ends_of_a_response_are_named(model_dir, tmp_path, caplog):
+    policy = LanguagePolicy(model_dir("llama"))
+    policy.model.generation_config.eos_token_id = [policy.tokenizer.eos_token_id, 70]
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    with caplog.at_level("INFO"):
+        LanguagePolicy(model_dir("llama"))
+        assert "generation settings" not in caplog.text
+        LanguagePolicy(str(tmp_path))
+    assert f"end a response at {policy.tokenizer.decode([70])!r} too: here it ends at '<eos>' alone" in caplog.text
 
 
 def test_temperature_divides_the_logits(llama):

@@ -9,6 +9,7 @@ from hypothesis import settings
 from torch import nn
 
 from builders import ARCHITECTURES, tiny_tokenizer
+from klqlit.models.last_mlp import computes_again
 from klqlit.models.policy import LanguagePolicy, Policy, PolicyOutput
 from klqlit.rollout import sampling
 from klqlit.rollout.sampling import Sampler
@@ -146,6 +147,21 @@ def test_logprobs_while_sampling_are_those_of_forward(policy, temperature):
         forward = policy(sequences, temperature=temperature).logprobs
     torch.testing.assert_close(sample.logprobs[sample.mask], forward[sample.mask], atol=1e-5, rtol=1e-5)
     assert float(sample.logprobs[sample.mask].max()) < 0
+
+
+def test_gradient_checkpointing_takes_no_cache_away(policy):
+    """transformers gives a block that is computed again no cache in train mode: each token would be read alone."""
+    sampler = Sampler(response_length=12)
+    expected = sampler.sample(policy, blank(4))
+    policy.model.gradient_checkpointing_enable()
+    try:
+        found = sampler.sample(policy, blank(4))
+        assert computes_again(policy.model)
+        assert policy.model.training
+    finally:
+        policy.model.gradient_checkpointing_disable()
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.logprobs, expected.logprobs)
 
 
 def test_entropy_is_that_of_the_sampling_distribution():

@@ -5,6 +5,7 @@ from typing import Any, final
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from klqlit.models.blocks import transformer_blocks
@@ -31,6 +32,9 @@ class CompiledBlocks(L.Callback):
         ValueError: under `FullySharded`, whose blocks gather their weights as they go.
     """
 
+    def __init__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FullySharded):
             raise ValueError("CompiledBlocks does not work under FullySharded: leave one of the two out")
@@ -41,9 +45,14 @@ class CompiledBlocks(L.Callback):
         torch._dynamo.config.optimize_ddp = False
         for model in transformers_in(pl_module):
             if rotary := dict(model.base_model.named_children()).get(ROTARY):
-                rotary.register_forward_hook(_fix_width)
+                self._hooks.append(rotary.register_forward_hook(_fix_width))
             for part in _compiled_parts(model):
                 part.compile(dynamic=True)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
 
 def _fix_width(part: nn.Module, inputs: tuple[Any, ...], angles: tuple[Tensor, ...]) -> None:

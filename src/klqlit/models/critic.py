@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from klqlit.functional.checks import check_choice
+from klqlit.models.determinism import check_deterministic
 from klqlit.models.loading import (
     disable_dropout,
     load_reward_model,
@@ -82,6 +83,7 @@ class SeparateCritic(Critic):
             )
         self.trunk, self.head = _trunk_and_head(policy, path, head, trust_remote_code)
         disable_dropout(self.trunk)
+        check_deterministic(self.trunk, path or "the policy's trunk")
 
     @property
     def max_positions(self) -> int | None:

@@ -134,7 +134,7 @@ def _repeated_bytes(model: PreTrainedModel, layer: ReservedLayer, rows: int) -> 
     """Of keys and values, one for each head of the queries; 0 where there are as many anyway."""
     assert layer.keys is not None
     _, groups, _, size = layer.keys.shape
-    heads = model.config.num_attention_heads
+    heads = model.config.get_text_config(decoder=True).num_attention_heads
     return 0 if heads == groups else 2 * rows * heads * layer.reserve() * size * layer.keys.element_size()
 
 

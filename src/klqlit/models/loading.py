@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
@@ -149,12 +150,26 @@ def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase)
 
 def max_positions(config: PretrainedConfig) -> int | None:
     """Longest sequence the model has positions for, in tokens; None where nothing limits it."""
-    name = "max_position_embeddings"
+    config, name = config.get_text_config(), "max_position_embeddings"
     return config.to_dict().get(config.attribute_map.get(name, name))
 
 
+def independent_positions(config: PretrainedConfig) -> int | None:
+    """As `max_positions`, but for rows that are read alike whatever else is in their batch.
+
+    "longrope" turns all positions by other angles once the longest row passes the length of pre-training: of a row that
+    is read token by token too, in the middle of it.
+    """
+    rope = config.get_text_config().to_dict().get("rope_parameters") or {}
+    ropes = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some have one for each kind of layer
+    limits = [each.get("original_max_position_embeddings") for each in ropes if each.get("rope_type") == "longrope"]
+    known = [limit for limit in [*limits, max_positions(config)] if limit is not None]
+    return min(known) if known else None
+
+
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, in modules, in the numbers attention reads, and in the configuration.
+    """Set every rate of dropout and of experts' jitter to 0, in modules, in the numbers attention reads, and in the
+    configuration.
 
     One set of weights is then one function, in train mode too.
     """
@@ -165,6 +180,17 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             _zero_rates(vars(module.config))
+
+
+def say_other_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Say which tokens end a response by the model's generation settings, and do not here."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if others := [tokenizer.decode([token]) for token in ids if token != tokenizer.eos_token_id]:
+        rank_zero_info(
+            f"the generation settings of {path!r} end a response at {', '.join(map(repr, others))} too: here it ends "
+            f"at {tokenizer.eos_token!r} alone, and at what sampler.stop_strings names"
+        )
 
 
 def check_model_path(path: str) -> None:
@@ -231,7 +257,7 @@ def export(
 
 def _zero_rates(values: dict[str, Any]) -> None:
     for name, value in values.items():
-        if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
+        if ("drop" in name or "jitter" in name) and isinstance(value, float | int) and not isinstance(value, bool):
             values[name] = 0.0
 
 

@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from klqlit.models.cache import ReservedCache
 from klqlit.models.last_mlp import computes_again
+from klqlit.models.loading import embedding_rows
 from klqlit.models.positions import takes_positions
 from klqlit.types import AlignedRows, Sequences, starts
 
@@ -27,7 +28,7 @@ def row_by_row(
     query: Float[Tensor, "1 heads N D"],
     key: Float[Tensor, "1 groups N D"],
     value: Float[Tensor, "1 groups N D"],
-    mask: None,
+    attention_mask: None,
     *,
     row_lengths: Sequence[int] | None = None,
     **options: Any,
@@ -39,10 +40,15 @@ def row_by_row(
         query: of all rows.
         key: of all rows.
         value: of all rows.
-        mask: none is needed.
+        attention_mask: none is needed.
         row_lengths: tokens of each row; they sum up to N. None where the model does not pass it on: a single row.
         options: of `sdpa_attention_forward`.
+
+    Raises:
+        ValueError: there is a mask, which says of the long row what would have to be said of each.
     """
+    if attention_mask is not None:
+        raise ValueError(f"{type(module).__name__} makes a mask of its own, with which rows cannot be packed")
     sizes = row_lengths or [query.shape[2]]
     rows = zip(*(states.split(sizes, dim=2) for states in (query, key, value)), strict=True)
     return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
@@ -107,7 +113,9 @@ def _are_apart(trunk: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _read_alike(trunk: PreTrainedModel) -> bool:
     """Whether a row behind another is read as it is alone, whatever that holds: no attribute tells it of all models."""
-    row, positions = [2, 3, 4], torch.tensor([[0, 1, 0, 1, 2]])
+    # Of any numbers, but that the first rows differ.
+    (*ids,) = (i % embedding_rows(trunk) for i in range(5))
+    row, positions = ids[2:], torch.tensor([[0, 1, 0, 1, 2]])
 
     def behind(first: list[int]) -> Tensor:
         tokens = torch.tensor([[*first, *row]])
@@ -117,8 +125,13 @@ def _read_alike(trunk: PreTrainedModel) -> bool:
     # Casts of weights that were made here, without gradients, would be kept for those who need them.
     with torch.autocast("cpu", enabled=False):
         alone = trunk(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state
-        with rows_apart(trunk):
-            one, other = behind([0, 1]), behind([3, 4])
+        try:
+            with rows_apart(trunk):
+                one, other = behind(ids[:2]), behind(ids[3:])
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # whatever attention of its own makes of another function
+            return False
     eps = torch.finfo(alone.dtype).eps
     # With small weights little leaks from row to row, but more than rounding does.
     return _near(one, alone, eps**0.5) and _near(one, other, 8 * eps)

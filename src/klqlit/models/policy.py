@@ -15,15 +15,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from klqlit.functional import linear_logprobs, token_logprobs
 from klqlit.models.cache import ReservedCache
 from klqlit.models.decoding_check import check_decoding
+from klqlit.models.determinism import check_deterministic
 from klqlit.models.fixed_step import FixedStep, fixed_step
+from klqlit.models.last_mlp import computed_once, parts_computed_again
 from klqlit.models.loading import (
     check_vocabulary,
     disable_dropout,
     embedding_rows,
     export,
+    independent_positions,
     load_causal_lm,
     load_tokenizer,
-    max_positions,
+    say_other_ends,
 )
 from klqlit.models.positions import padding_inputs
 from klqlit.models.states import few_logits, has_plain_head, spread, token_logits, token_states
@@ -108,10 +111,6 @@ class LanguagePolicy(Policy):
     Dropout is off, so that one set of weights is one policy. The LM head is computed at response positions only.
     The model's own generation settings (top-k, temperature) are not read: the `Sampler` decides.
 
-    Attributes:
-        plain_head: whether the LM head alone makes the logits of the trunk's last hidden state, so that
-            log-probabilities can be had without holding all logits.
-
     Args:
         path: local directory or hub name.
         dtype: of the weights: "float32" to be trained; else also "bfloat16", "float16", or "auto" for the
@@ -152,8 +151,16 @@ class LanguagePolicy(Policy):
                 f"policy.path={path!r}: {type(self.model).__name__} cannot compute logits at chosen positions "
                 "(its forward has no `logits_to_keep`, or it has no LM head); choose a causal language model that can"
             )
-        self.plain_head = has_plain_head(self.model)
+        self._head_alone = has_plain_head(self.model)
         check_decoding(self.decode, self.select, self.model, path)
+        check_deterministic(self.model, path)
+        say_other_ends(self.model, self.tokenizer, path)
+
+    @property
+    def plain_head(self) -> bool:
+        """Whether the LM head alone makes the logits of the trunk's last hidden state, so that log-probabilities can be
+        had without holding all logits. Adapters take its place, and then the model itself makes them."""
+        return self._head_alone and isinstance(self.model.get_output_embeddings(), nn.Linear)
 
     @property
     def vocab_size(self) -> int:
@@ -161,7 +168,7 @@ class LanguagePolicy(Policy):
 
     @property
     def max_positions(self) -> int | None:
-        return max_positions(self.model.config)
+        return independent_positions(self.model.config)
 
     def forward(self, sequences: Sequences, *, temperature: float, features: bool = False) -> PolicyOutput:
         if self.plain_head:
@@ -184,14 +191,17 @@ class LanguagePolicy(Policy):
         return _output(logprobs, states, sequences, features)
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
-        state = _Decoding(ReservedCache(self.model.config)) if cache is None else cache
+        state = self._begun() if cache is None else cache
         # Each token finds another length, for which compiled blocks would be compiled anew.
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), computed_once(state.again):
             if step := self._fixed_step(state, tokens, mask):
                 return step(tokens, mask).clone(), state
             inputs = padding_inputs(self._reader, mask, tokens.shape[1])
             logits = self._next_logits(input_ids=tokens, past_key_values=state.key_values, use_cache=True, **inputs)
         return logits, state
+
+    def _begun(self) -> "_Decoding":
+        return _Decoding(ReservedCache(self.model.config), parts_computed_again(self.model))
 
     @property
     def _reader(self) -> PreTrainedModel:
@@ -233,4 +243,5 @@ class _Decoding:
     """What `LanguagePolicy.decode` has read so far, and how it reads on."""
 
     key_values: ReservedCache
+    again: list[nn.Module]
     step: FixedStep | None = None

@@ -79,6 +79,8 @@ def has_plain_head(model: PreTrainedModel) -> bool:
         return False
     tokens = torch.arange(2, device=model.device)[None]
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    if hidden.shape[-1] != head.in_features:
+        return False
     return torch.equal(head(hidden), model(input_ids=tokens, use_cache=False).logits)
 
 
