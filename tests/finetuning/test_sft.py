@@ -6,6 +6,7 @@ import math
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.tuner import Tuner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from builders import save, tiny_language_model, tiny_tokenizer
@@ -95,6 +96,13 @@ def test_perplexity_is_the_exponential_of_the_loss(tmp_path):
     trainer = fit(new_module("sft"), CompletionDataModule(source(tmp_path), batch_size=4), tmp_path)
     measured = trainer.callback_metrics
     assert measured["val/perplexity"].item() == pytest.approx(math.exp(measured["val/loss"].item()))
+
+
+def test_a_search_for_a_learning_rate(tmp_path):
+    search = {"min_lr": 1e-6, "max_lr": 1e-2, "num_training": 4, "update_attr": False}
+    trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, limit_val_batches=0)
+    found = Tuner(trainer).lr_find(new_module("sft"), datamodule=CompletionDataModule(source(tmp_path)), **search)
+    assert (found.results["lr"][0], found.results["lr"][-1]) == pytest.approx((1e-6, 1e-2))
 
 
 class Rates(L.Callback):

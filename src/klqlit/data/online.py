@@ -95,12 +95,9 @@ class OnlineDataModule(L.LightningDataModule):
             self._begin()
             self._collector.check_phase(self.rollouts)
         self._check_limit()
-        self._rows = {name: self._usable_rows(name) for name in splits(self._trainer, stage)}
-        if "validation" in self._rows and len(self._rows["validation"]) < self._world_size:
-            raise ValueError(
-                f"{len(self._rows['validation'])} validation prompts cannot be dealt to {self._world_size} ranks: give "
-                "a larger validation split, raise data.validation_prompts, or use fewer devices"
-            )
+        self._rows.clear()
+        for name in splits(self._trainer, stage):
+            self._read(name)
         if stage == "fit":
             self._check_split()
             self._check_whole_steps()
@@ -113,6 +110,8 @@ class OnlineDataModule(L.LightningDataModule):
         # All ranks have as many batches, since they exchange buffers in each; the sizes may differ by one.
         # (No torch DataLoader: Lightning would split this rank's share over the ranks once more.)
         ranks = self._world_size
+        if "validation" not in self._rows:  # Lightning's search for a learning rate turns validation on after `setup`
+            self._read("validation")
         whole = split(range(len(self._rows["validation"])), self.validation_batch_size * ranks, least=ranks)
         batches = [batch[self._rank :: ranks] for batch in whole]
         return Batches(len(batches), lambda: map(self._validation_batch, batches))
@@ -240,6 +239,14 @@ class OnlineDataModule(L.LightningDataModule):
             self.phase, self._experience, self._saved_dealing, self._run = 0, None, None, run
 
     # Checks before work starts -------------------------------------------------------------------------------------
+
+    def _read(self, split: Split) -> None:
+        self._rows[split] = self._usable_rows(split)
+        if split == "validation" and len(self._rows[split]) < self._world_size:
+            raise ValueError(
+                f"{len(self._rows[split])} validation prompts cannot be dealt to {self._world_size} ranks: give "
+                "a larger validation split, raise data.validation_prompts, or use fewer devices"
+            )
 
     def _usable_rows(self, split: Split) -> list[Row]:
         rows = self.source.rows(split)

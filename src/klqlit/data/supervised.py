@@ -129,13 +129,17 @@ class SupervisedDataModule(L.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         assert self.trainer is not None
         for split in splits(self.trainer, stage):
-            if split not in self._examples:
-                self._examples[split] = self._encode(self._source.rows(split), split)
+            self._read(split)
+
+    def _read(self, split: Split) -> None:
+        if split not in self._examples:
+            self._examples[split] = self._encode(self._source.rows(split), split)
 
     def train_dataloader(self) -> Batches:
         return Batches(sum(map(len, self._plan(epoch=0))), self._training_batches)
 
     def val_dataloader(self) -> Batches:
+        self._read("validation")  # Lightning's search for a learning rate turns validation on after `setup`
         return Batches(len(self._validation_plan()), self._validation_batches)
 
     def test_dataloader(self) -> Batches:
