@@ -1,13 +1,16 @@
 """Sharded checkpoints build nothing but tensors and plain values, and say what is wrong with them."""
 
+import io
 import pickle
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from klqlit.cli import main
 from klqlit.strategies.checkpoints import META, check_complete, consolidate
+from klqlit.strategies.records import RecordsUnpickler
 
 
 @pytest.fixture
@@ -60,6 +63,30 @@ def test_metadata_runs_no_code(folder, tmp_path):
     with pytest.raises(ValueError, match="could run code"):
         consolidate(str(folder), str(tmp_path / "one.ckpt"))
     assert not (tmp_path / "touched").exists()
+
+
+class Attribute:
+    """Unpickling it asks an object for an attribute, as Python 3.11.0 to 3.11.3 write members of enumerations."""
+
+    def __init__(self, owner, name):
+        self.asked = owner, name
+
+    def __reduce__(self):
+        return getattr, self.asked
+
+
+def test_members_of_enumerations_are_read_as_any_python_writes_them():
+    for member in _MEM_FORMAT_ENCODING:
+        for written in (member, Attribute(_MEM_FORMAT_ENCODING, member.name)):
+            assert RecordsUnpickler(io.BytesIO(pickle.dumps(written))).load() is member
+
+
+@pytest.mark.parametrize(
+    "asked", [(_MEM_FORMAT_ENCODING, "__init_subclass__"), (_MEM_FORMAT_ENCODING, ["x"]), (Metadata, "__init__")]
+)
+def test_no_other_attribute_is_read(asked):
+    with pytest.raises(pickle.UnpicklingError, match=r"its \.metadata asks for .* which no checkpoint of ours does"):
+        RecordsUnpickler(io.BytesIO(pickle.dumps(Attribute(*asked)))).load()
 
 
 def test_the_rest_is_read_without_code(folder, tmp_path):
