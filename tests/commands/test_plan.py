@@ -19,49 +19,25 @@ from klqlit.planning.tracker import Tracker
 MIB = 2**20
 
 
-def neox(hidden, layers, heads, vocab):
-    return GPTNeoXConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=1024,
-        eos_token_id=0,
-        bos_token_id=None,
-    )
+def shape(kind, hidden, layers, heads, vocab, **others):
+    """The configuration of a model."""
+    sizes = {"vocab_size": vocab, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+    return kind(**sizes, max_position_embeddings=1024, eos_token_id=0, bos_token_id=None, **others)
+
+
+def neox(hidden, *sizes):
+    return shape(GPTNeoXConfig, hidden, *sizes, intermediate_size=4 * hidden)
 
 
 def llama(hidden, layers, heads, vocab):
-    return LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        intermediate_size=3 * hidden,
-        max_position_embeddings=1024,
-        eos_token_id=0,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-    )
+    options = {"num_key_value_heads": heads // 2, "intermediate_size": 3 * hidden, "tie_word_embeddings": True}
+    return shape(LlamaConfig, hidden, layers, heads, vocab, **options)
 
 
 def mixtral(hidden, layers, heads, vocab):
-    return MixtralConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
-        intermediate_size=2 * hidden,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        max_position_embeddings=1024,
-        sliding_window=None,
-        eos_token_id=0,
-        bos_token_id=None,
-    )
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 2 * hidden}
+    options = {"num_key_value_heads": heads // 2, "sliding_window": None}
+    return shape(MixtralConfig, hidden, layers, heads, vocab, **experts, **options)
 
 
 SHAPES = {

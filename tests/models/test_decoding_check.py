@@ -2,21 +2,18 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from builders import save, tiny_tokenizer
 from klqlit.models.decoding_check import check_decoding
 from klqlit.models.policy import LanguagePolicy
-from models.test_families import SIZES
+from models.test_families import random_model
 
 
 @pytest.fixture
-def random_model(tmp_path):
+def saved(tmp_path):
     def build(family, layers=2):
-        torch.manual_seed(0)
-        sizes = SIZES | {"num_hidden_layers": layers, "initializer_range": 0.3, "eos_token_id": 0}
-        config = AutoConfig.for_model(family, **sizes)
-        return save(tmp_path, AutoModelForCausalLM.from_config(config), tiny_tokenizer())
+        return save(tmp_path, random_model(AutoModelForCausalLM, family, num_hidden_layers=layers), tiny_tokenizer())
 
     return build
 
@@ -30,25 +27,25 @@ def random_model(tmp_path):
         ("roberta", 2),  # reads what follows a token, unless told to be a decoder
     ],
 )
-def test_a_model_that_says_other_things_token_by_token_is_refused(random_model, family, layers):
-    path = random_model(family, layers)
+def test_a_model_that_says_other_things_token_by_token_is_refused(saved, family, layers):
+    path = saved(family, layers)
     with pytest.raises(ValueError, match=rf"policy\.path='{path}': \w+ gives other log-probabilities, by \S+ nats"):
         LanguagePolicy(path)
 
 
-def test_a_model_that_knows_no_such_cache_is_refused_with_its_own_words(random_model):
+def test_a_model_that_knows_no_such_cache_is_refused_with_its_own_words(saved):
     with pytest.raises(ValueError, match=r"MiniMaxForCausalLM cannot be sampled from token by token \(ValueE"):
-        LanguagePolicy(random_model("minimax"))
+        LanguagePolicy(saved("minimax"))
 
 
 @pytest.mark.parametrize(("family", "layers"), [("gemma2", 2), ("gpt_oss", 2), ("lfm2", 2), ("jamba", 8), ("mpt", 2)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_all_kinds_of_state_that_a_cache_holds_are_taken(random_model, family, layers, dtype):
-    LanguagePolicy(random_model(family, layers), dtype=dtype)
+def test_all_kinds_of_state_that_a_cache_holds_are_taken(saved, family, layers, dtype):
+    LanguagePolicy(saved(family, layers), dtype=dtype)
 
 
-def test_tokens_that_a_model_rules_out_are_not_compared(random_model):
-    policy = LanguagePolicy(random_model("gpt_neox"))
+def test_tokens_that_a_model_rules_out_are_not_compared(saved):
+    policy = LanguagePolicy(saved("gpt_neox"))
     head = torch.nn.Linear(32, 320)
     head.weight = policy.model.get_output_embeddings().weight
     head.bias.data = torch.where(torch.arange(320) < 300, 0.0, -torch.inf)

@@ -2,22 +2,16 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from builders import save, tiny_tokenizer
 from klqlit.models.determinism import check_deterministic
 from klqlit.models.language_model import LanguageModel
 from klqlit.models.policy import LanguagePolicy
 from klqlit.rewards.model import RewardModel
-from models.test_families import SIZES
+from models.test_families import random_model
 
 IDS = torch.arange(40)[None]
-
-
-def random_model(auto, family, **options):
-    torch.manual_seed(0)
-    sizes = SIZES | {"eos_token_id": 0, "initializer_range": 0.3, "num_labels": 1}
-    return auto.from_config(AutoConfig.for_model(family, **(sizes | options)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -29,7 +23,7 @@ def test_jitter_of_experts_is_off_in_train_mode(tmp_path, dtype):
 
 
 def test_a_reward_model_gives_a_text_one_score(tmp_path):
-    model = random_model(AutoModelForSequenceClassification, "mixtral", router_jitter_noise=0.3)
+    model = random_model(AutoModelForSequenceClassification, "mixtral", num_labels=1, router_jitter_noise=0.3)
     reward = RewardModel(save(tmp_path, model, tiny_tokenizer()))
     assert torch.equal(reward.model(IDS).logits, reward.model(IDS).logits)
 

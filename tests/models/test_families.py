@@ -38,6 +38,15 @@ SIZES = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+
+
+def random_model(auto, family, **options):
+    """A model of a family, large enough in weights that its logits differ between tokens."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"eos_token_id": 0, "initializer_range": 0.3}
+    return auto.from_config(AutoConfig.for_model(family, **(sizes | options)))
+
+
 PROMPTS = [[3, 4, 5], [6], [8, 9, 10, 11, 12], [13, 14]]
 RESPONSES = [[20, 21], [22, 23, 24, 25, 26, 27], [28], [29, 30, 31]]
 
