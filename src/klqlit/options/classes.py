@@ -62,16 +62,14 @@ def with_remedy(cause: str, given: list[str]) -> str:
         return cause
     paths = dict.fromkeys(path for text in [cause, *given] for path in re.findall(r"\w+(?:\.\w+)+", text))
     kinds = {path: kind for path in paths if inspect.isabstract(kind := _imported(path))}
-    lacking = [
-        f"{path} is abstract: "
-        + (
-            f"name a class of its kind as class_path, such as {' or '.join(ready)}"
-            if (ready := [path for path, each in public_classes().items() if _is_one(each, kind)])
-            else f"it does not define {', '.join(sorted(kind.__abstractmethods__))}"
-        )
-        for path, kind in kinds.items()
-    ]
+    lacking = [f"{path} is abstract: {_remedy(kind)}" for path, kind in kinds.items()]
     return _ABSTRACT.sub("; ".join(lacking), cause) if lacking else cause
+
+
+def _remedy(kind: Any) -> str:
+    if ready := [path for path, each in public_classes().items() if _is_one(each, kind)]:
+        return f"name a class of its kind as class_path, such as {' or '.join(ready)}"
+    return f"it does not define {', '.join(sorted(kind.__abstractmethods__))}"
 
 
 def _is_one(kind: type, base: type) -> bool:

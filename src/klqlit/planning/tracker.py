@@ -119,8 +119,11 @@ def _grouped_products(a: Tensor, b: Tensor, offs: Tensor | None = None, *others:
 
     Without a dimension of its own for groups, rows or columns lie one group after the other, up to `offs`.
     """
-    groups = [offs.shape[0]] if a.ndim == b.ndim == 2 and offs is not None else [a.shape[0]] if a.ndim == b.ndim else []
-    return a.new_empty((*groups, a.shape[-2], b.shape[-1]))
+    shape = [a.shape[-2], b.shape[-1]]
+    if a.ndim == b.ndim:
+        # Both hold groups, side by side or along what is summed over: a product of each.
+        shape.insert(0, a.shape[0] if offs is None else offs.shape[0])
+    return a.new_empty(shape)
 
 
 def _hollow(tree: Any) -> bool:
