@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GenerationConfig, Phi3Config
 
 from builders import ARCHITECTURES, save, tiny_language_model, tiny_reward_model, tiny_tokenizer
+from klqlit.models.determinism import disable_dropout
 from klqlit.models.language_model import LanguageModel, completion_logits
 from klqlit.models.loading import (
     check_model_path,
     check_vocabulary,
-    disable_dropout,
     export,
     independent_positions,
     load_causal_lm,

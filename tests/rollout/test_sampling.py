@@ -9,8 +9,8 @@ from hypothesis import settings
 from torch import nn
 
 from builders import ARCHITECTURES, tiny_tokenizer
-from klqlit.models.last_mlp import computes_again
 from klqlit.models.policy import LanguagePolicy, Policy, PolicyOutput
+from klqlit.models.recomputation import computes_again
 from klqlit.rollout import sampling
 from klqlit.rollout.sampling import Sampler
 from klqlit.types import Prompts, Sequences

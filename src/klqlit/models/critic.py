@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from klqlit.functional.checks import check_choice
-from klqlit.models.determinism import check_deterministic
+from klqlit.models.determinism import make_deterministic
 from klqlit.models.loading import (
-    disable_dropout,
     load_reward_model,
     load_tokenizer,
     load_trunk,
@@ -82,8 +81,7 @@ class SeparateCritic(Critic):
                 "leave critic.path out to start from the policy"
             )
         self.trunk, self.head = _trunk_and_head(policy, path, head, trust_remote_code)
-        disable_dropout(self.trunk)
-        check_deterministic(self.trunk, path or "the policy's trunk")
+        make_deterministic(self.trunk, path or "the policy's trunk")
 
     @property
     def max_positions(self) -> int | None:

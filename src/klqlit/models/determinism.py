@@ -1,13 +1,44 @@
-"""Whether one set of weights is one function."""
+"""One set of weights is one function: nothing is drawn at random, in train mode too."""
+
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from klqlit.models.loading import embedding_rows, max_positions
 
 TOKENS = 48
 """Of the row that is read; some draws change few tokens."""
+
+
+def make_deterministic(model: PreTrainedModel, path: str) -> None:
+    """Turn off what makes a model random in train mode, and refuse one that stays so.
+
+    Args:
+        model: in train mode.
+        path: where it came from, for the message.
+
+    Raises:
+        ValueError: as `check_deterministic`.
+    """
+    disable_dropout(model)
+    check_deterministic(model, path)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every rate of dropout and of experts' jitter to 0, in modules, in the numbers attention reads, and in the
+    configuration.
+
+    One set of weights is then one function, in train mode too.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_rates(vars(module))
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            _zero_rates(vars(module.config))
 
 
 @torch.no_grad()
@@ -47,3 +78,9 @@ def _draws(model: PreTrainedModel, tokens: Tensor) -> bool:
 
 def _read(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     return model(input_ids=tokens, use_cache=False)[0]
+
+
+def _zero_rates(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if ("drop" in name or "jitter" in name) and isinstance(value, float | int) and not isinstance(value, bool):
+            values[name] = 0.0

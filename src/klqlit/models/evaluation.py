@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from klqlit.models.critic import Critic, SeparateCritic
-from klqlit.models.last_mlp import computes_again
 from klqlit.models.policy import LanguagePolicy, Policy
+from klqlit.models.recomputation import computes_again
 from klqlit.models.side_by_side import side_by_side
 from klqlit.types import Sequences
 

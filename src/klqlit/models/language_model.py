@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from klqlit.models.determinism import check_deterministic
-from klqlit.models.loading import check_vocabulary, disable_dropout, load_causal_lm, load_tokenizer
+from klqlit.models.determinism import make_deterministic
+from klqlit.models.loading import check_vocabulary, load_causal_lm, load_tokenizer
 from klqlit.models.positions import position_inputs
 from klqlit.types import Sequences
 
@@ -67,8 +67,7 @@ class LanguageModel:
 
     def _assemble(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         check_vocabulary(tokenizer, model, path)
-        disable_dropout(model)
-        check_deterministic(model, path)
+        make_deterministic(model, path)
         self.model, self.tokenizer, self.path = model, tokenizer, path
 
 

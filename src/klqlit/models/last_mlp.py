@@ -6,10 +6,10 @@ from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from klqlit.models.recomputation import computes_again
 from klqlit.types import AlignedRows
 
 NAME = "mlp"
@@ -56,29 +56,6 @@ def last_mlp(trunk: nn.Module) -> nn.Module | None:
             mlp = dict(child[-1].named_children()).get(NAME)
             return mlp if mlp is not None and _reads_one_position(mlp) else None
     return None
-
-
-def computes_again(model: nn.Module) -> bool:
-    """Whether blocks are computed once more on the way back, as transformers or torch does it."""
-    return bool(parts_computed_again(model)) or any(isinstance(part, CheckpointWrapper) for part in model.modules())
-
-
-def parts_computed_again(model: nn.Module) -> list[nn.Module]:
-    """The parts for which transformers' gradient checkpointing is on."""
-    # Its own property for it changed its name.
-    return [part for part in model.modules() if vars(part).get("gradient_checkpointing", False)]
-
-
-@contextmanager
-def computed_once(parts: list[nn.Module]) -> Iterator[None]:
-    """Within, gradient checkpointing is off for these parts: with it on, they write nothing into a cache."""
-    for part in parts:
-        part.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for part in parts:
-            part.gradient_checkpointing = True  # type: ignore[assignment]
 
 
 def _reads_one_position(mlp: nn.Module) -> bool:

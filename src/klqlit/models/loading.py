@@ -167,21 +167,6 @@ def independent_positions(config: PretrainedConfig) -> int | None:
     return min(known) if known else None
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every rate of dropout and of experts' jitter to 0, in modules, in the numbers attention reads, and in the
-    configuration.
-
-    One set of weights is then one function, in train mode too.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        _zero_rates(vars(module))
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            _zero_rates(vars(module.config))
-
-
 def say_other_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     """Say which tokens end a response by the model's generation settings, and do not here."""
     ends = model.generation_config.eos_token_id if model.generation_config else None
@@ -253,12 +238,6 @@ def export(
             fresh.rename(target)
     if several:
         distributed.barrier()
-
-
-def _zero_rates(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if ("drop" in name or "jitter" in name) and isinstance(value, float | int) and not isinstance(value, bool):
-            values[name] = 0.0
 
 
 def _load_config(path: str, trust_remote_code: bool, revision: str | None) -> PretrainedConfig:

@@ -12,9 +12,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from klqlit.models.cache import ReservedCache
-from klqlit.models.last_mlp import computes_again
 from klqlit.models.loading import embedding_rows
 from klqlit.models.positions import takes_positions
+from klqlit.models.recomputation import computes_again
 from klqlit.types import AlignedRows, Sequences, starts
 
 ROW_BY_ROW = "klqlit_row_by_row"
@@ -114,7 +114,7 @@ def _are_apart(trunk: PreTrainedModel) -> bool:
 def _read_alike(trunk: PreTrainedModel) -> bool:
     """Whether a row behind another is read as it is alone, whatever that holds: no attribute tells it of all models."""
     # Of any numbers, but that the first rows differ.
-    (*ids,) = (i % embedding_rows(trunk) for i in range(5))
+    ids = [i % embedding_rows(trunk) for i in range(5)]
     row, positions = ids[2:], torch.tensor([[0, 1, 0, 1, 2]])
 
     def behind(first: list[int]) -> Tensor:

@@ -15,12 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from klqlit.functional import linear_logprobs, token_logprobs
 from klqlit.models.cache import ReservedCache
 from klqlit.models.decoding_check import check_decoding
-from klqlit.models.determinism import check_deterministic
+from klqlit.models.determinism import make_deterministic
 from klqlit.models.fixed_step import FixedStep, fixed_step
-from klqlit.models.last_mlp import computed_once, parts_computed_again
 from klqlit.models.loading import (
     check_vocabulary,
-    disable_dropout,
     embedding_rows,
     export,
     independent_positions,
@@ -29,6 +27,7 @@ from klqlit.models.loading import (
     say_other_ends,
 )
 from klqlit.models.positions import padding_inputs
+from klqlit.models.recomputation import computed_once, parts_computed_again
 from klqlit.models.states import few_logits, has_plain_head, spread, token_logits, token_states
 from klqlit.tokenising import encode_prompts
 from klqlit.types import Sequences
@@ -144,16 +143,15 @@ class LanguagePolicy(Policy):
             revision=revision,
         )
         check_vocabulary(self.tokenizer, self.model, path)
-        disable_dropout(self.model)
         head = self.model.get_output_embeddings()
         if head is None or "logits_to_keep" not in signature(self.model.forward).parameters:
             raise ValueError(
                 f"policy.path={path!r}: {type(self.model).__name__} cannot compute logits at chosen positions "
                 "(its forward has no `logits_to_keep`, or it has no LM head); choose a causal language model that can"
             )
+        make_deterministic(self.model, path)
         self._head_alone = has_plain_head(self.model)
         check_decoding(self.decode, self.select, self.model, path)
-        check_deterministic(self.model, path)
         say_other_ends(self.model, self.tokenizer, path)
 
     @property
@@ -191,7 +189,7 @@ class LanguagePolicy(Policy):
         return _output(logprobs, states, sequences, features)
 
     def decode(self, tokens: Int[Tensor, "B n"], mask: Bool[Tensor, "B S"], cache: Any) -> tuple[Tensor, Any]:
-        state = self._begun() if cache is None else cache
+        state = cache or _Decoding(ReservedCache(self.model.config), parts_computed_again(self.model))
         # Each token finds another length, for which compiled blocks would be compiled anew.
         with torch.compiler.set_stance("force_eager"), computed_once(state.again):
             if step := self._fixed_step(state, tokens, mask):
@@ -199,9 +197,6 @@ class LanguagePolicy(Policy):
             inputs = padding_inputs(self._reader, mask, tokens.shape[1])
             logits = self._next_logits(input_ids=tokens, past_key_values=state.key_values, use_cache=True, **inputs)
         return logits, state
-
-    def _begun(self) -> "_Decoding":
-        return _Decoding(ReservedCache(self.model.config), parts_computed_again(self.model))
 
     @property
     def _reader(self) -> PreTrainedModel:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from klqlit.functional.masking import last_index
+from klqlit.models.determinism import disable_dropout
 from klqlit.models.language_model import LanguageModel, model_inputs
-from klqlit.models.loading import disable_dropout, embedding_rows
+from klqlit.models.loading import embedding_rows
 from klqlit.types import Sequences
 
 PAD_TOKEN = "<|padding|>"

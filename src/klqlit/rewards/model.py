@@ -9,10 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from klqlit.functional.checks import check_positive
-from klqlit.models.determinism import check_deterministic
+from klqlit.models.determinism import make_deterministic
 from klqlit.models.lengths import similar_lengths
 from klqlit.models.loading import (
-    disable_dropout,
     embedding_rows,
     load_reward_model,
     load_tokenizer,
@@ -63,8 +62,7 @@ class RewardModel(Reward):
             path, trust_remote_code=trust_remote_code, revision=revision
         )
         self.model = load_reward_model(path, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision)
-        disable_dropout(self.model)
-        check_deterministic(self.model, path)
+        make_deterministic(self.model, path)
         self.requires_grad_(False)
         self.max_tokens = max_positions(self.model.config) if max_tokens is None else max_tokens
         self._pad = self.model.config.get_text_config().pad_token_id
